@@ -1,0 +1,150 @@
+"""The seam between the service and whatever makes pictures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from sd_cloud.job import Job, Outcome, Progress
+
+Report = Callable[[Progress], None]
+Verdict = Literal["go", "skip", "interrupt", "cancel"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as ``/sdapi/v1/sd-models`` lists it.
+
+    ``title`` is ``name [short hash]`` as in the webui; ``name`` the path below its folder;
+    ``sha256`` is ``None`` until it has been computed.
+    """
+
+    title: str
+    name: str
+    filename: str
+    hash: str | None = None
+    sha256: str | None = None
+    config: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """Any other model file: VAE, LoRA, embedding, hypernetwork, upscaler, ControlNet."""
+
+    name: str
+    filename: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    name: str
+    aliases: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    name: str
+    label: str
+    aliases: tuple[str, ...] = ()
+    default_rho: float = -1.0
+    need_inner_model: bool = False
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What an engine can be asked for. Building it loads no weights."""
+
+    checkpoints: tuple[Checkpoint, ...] = ()
+    vaes: tuple[ModelFile, ...] = ()
+    loras: tuple[ModelFile, ...] = ()
+    embeddings: tuple[ModelFile, ...] = ()
+    hypernetworks: tuple[ModelFile, ...] = ()
+    controlnets: tuple[ModelFile, ...] = ()
+    upscalers: tuple[ModelFile, ...] = ()
+    samplers: tuple[Sampler, ...] = ()
+    schedulers: tuple[Scheduler, ...] = ()
+    scripts: tuple[str, ...] = ()
+
+    def checkpoint(self, wanted: str) -> Checkpoint | None:
+        """The checkpoint a caller means: by title, name, name without ending, file name or hash.
+
+        The same aliases that the webui's ``sd_model_checkpoint`` understands.
+        """
+        for one in self.checkpoints:
+            if wanted in checkpoint_aliases(one):
+                return one
+        return None
+
+
+def checkpoint_aliases(one: Checkpoint) -> set[str]:
+    stem = one.name.rsplit(".", 1)[0]
+    base = one.name.rsplit("/", 1)[-1]
+    aliases = {one.title, one.name, stem, base, base.rsplit(".", 1)[0], one.filename}
+    if one.sha256:
+        aliases |= {one.sha256, one.sha256[:10], f"{one.name} [{one.sha256[:10]}]", f"{stem} [{one.sha256[:10]}]"}
+    if one.hash:
+        aliases.add(one.hash)
+    return aliases
+
+
+class Engine(Protocol):
+    """What the service runs jobs on. All of it is called on the event loop."""
+
+    slots: int
+
+    async def run(self, job: Job, report: Report) -> Outcome:
+        """Make the pictures. Raises a ServiceError; `Cancelled` after :meth:`cancel`."""
+        ...
+
+    async def cancel(self, job_id: str) -> bool:
+        """Stop that job before its next step and drop what it made. False: not running here."""
+        ...
+
+    async def interrupt(self, job_id: str) -> bool:
+        """Stop that job before its next step and keep what is there, as the webui does."""
+        ...
+
+    async def skip(self, job_id: str) -> bool:
+        """Go on to the job's next batch."""
+        ...
+
+    def catalogue(self) -> Catalogue: ...
+
+
+class Control:
+    """What a person has asked of a running job; the worker looks at it between two steps."""
+
+    def __init__(self) -> None:
+        self._verdict: Verdict = "go"
+        self._lock = threading.Lock()
+
+    @property
+    def verdict(self) -> Verdict:
+        return self._verdict
+
+    def ask(self, verdict: Verdict) -> None:
+        """The strongest request wins: cancel over interrupt over skip."""
+        order: tuple[Verdict, ...] = ("go", "skip", "interrupt", "cancel")
+        with self._lock:
+            if order.index(verdict) > order.index(self._verdict):
+                self._verdict = verdict
+
+    def take_skip(self) -> bool:
+        """True once per skip: the caller goes on to its next batch."""
+        with self._lock:
+            if self._verdict == "skip":
+                self._verdict = "go"
+                return True
+            return False
+
+
+class Worker(Protocol):
+    """A synchronous engine that lives in a child process (see :mod:`sd_cloud.engines.child`)."""
+
+    def run(self, job: Job, report: Report, control: Control) -> Outcome:
+        """Make the pictures; raises a ServiceError. Must leave itself able to run the next job."""
+        ...

@@ -1,0 +1,143 @@
+"""Launch flags and environment, read once into one frozen `Settings`.
+
+Every flag is declared in :mod:`sd_cloud.flags`; this module holds the values the rooms need,
+typed, with units in their names. Nothing else in the package reads the environment, except for
+the credentials of OSS, which belong to oss2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ModelFolders:
+    """Where model files are looked for, in order; the first is where new ones go."""
+
+    checkpoints: tuple[Path, ...]
+    vaes: tuple[Path, ...]
+    loras: tuple[Path, ...]
+    embeddings: tuple[Path, ...]
+    hypernetworks: tuple[Path, ...]
+    controlnets: tuple[Path, ...]
+    esrgan: tuple[Path, ...]
+    gfpgan: tuple[Path, ...]
+    codeformer: tuple[Path, ...]
+
+    @classmethod
+    def below(cls, data_dir: Path) -> ModelFolders:
+        """The webui's own folders below one data dir."""
+        models = data_dir / "models"
+        return cls(
+            checkpoints=(models / "Stable-diffusion",),
+            vaes=(models / "VAE",),
+            loras=(models / "Lora",),
+            embeddings=(data_dir / "embeddings",),
+            hypernetworks=(models / "hypernetworks",),
+            controlnets=(models / "ControlNet",),
+            esrgan=(models / "ESRGAN",),
+            gfpgan=(models / "GFPGAN",),
+            codeformer=(models / "Codeformer",),
+        )
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How weights are held and computed, the webui's words."""
+
+    no_half: bool = False
+    precision: str = "autocast"  # "full", "autocast" or "half"
+    medvram: bool = False
+    lowvram: bool = False
+    xformers: bool = False
+    device_id: str | None = None
+
+
+@dataclass(frozen=True)
+class FetchLimits:
+    """What a downloaded or decoded picture may cost."""
+
+    limit_bytes: int = 32 * MIB
+    seconds: float = 20.0
+    limit_pixels: int = 64_000_000
+    redirects: int = 5
+
+
+@dataclass(frozen=True)
+class OssSettings:
+    """Which ``oss://bucket/prefix`` may be written and read, and how a mount maps to one.
+
+    Credentials come from OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET.
+    """
+
+    allow: tuple[str, ...] = ()  # "bucket/prefix"
+    mounts: tuple[tuple[str, str], ...] = ()  # ("/data", "oss://bucket/prefix")
+    endpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the service was started with."""
+
+    data_dir: Path
+    state_dir: Path
+    folders: ModelFolders
+    # serving
+    host: str = "127.0.0.1"
+    port: int = 7860
+    listen: bool = False
+    public_url: str | None = None
+    subpath: str = ""
+    nowebui: bool = False
+    api: bool = True
+    api_log: bool = False
+    time_log: bool = False
+    loglevel: str = "INFO"
+    cors_allow_origins: tuple[str, ...] = ()
+    drain_seconds: float = 60.0
+    # who may
+    tokens: tuple[str, ...] = ()
+    api_auth: tuple[tuple[str, str], ...] = ()
+    gradio_auth: tuple[tuple[str, str], ...] = ()
+    no_auth: bool = False
+    # links and files
+    image_link_allow: tuple[str, ...] = ()
+    save_dir_roots: tuple[Path, ...] = ()
+    fetch: FetchLimits = field(default_factory=FetchLimits)
+    oss: OssSettings = field(default_factory=OssSettings)
+    link_seconds: int = 24 * 3600
+    # engine
+    precision: Precision = field(default_factory=Precision)
+    no_hashing: bool = False
+    sd_dynamic_cache: bool = False
+    min_ram_reserved_gib: float = 4.0
+    engine_start_seconds: float = 120.0
+    max_delivery: int = 2
+    # queue
+    queue_limit: int = 1000
+    job_seconds: float = 3600.0
+    # the pages
+    filebrowser: bool = False
+    always_hide_tabs: tuple[str, ...] = ()
+    enable_nsfw_censor: bool = False
+    blade: bool = False
+    # every flag as given, by its webui name, for /sdapi/v1/cmd-flags
+    flags: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def outputs_dir(self) -> Path:
+        return self.data_dir / "outputs"
+
+
+def settings_below(data_dir: Path, **changes: object) -> Settings:
+    """Defaults for a data dir; what tests and scripts start from."""
+    data_dir = Path(data_dir).resolve()
+    given: dict[str, object] = {
+        "data_dir": data_dir,
+        "state_dir": data_dir / "state",
+        "folders": ModelFolders.below(data_dir),
+    }
+    return Settings(**{**given, **changes})  # type: ignore[arg-type]
