@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from sd_cloud.errors import EngineFailed
 from sd_cloud.job import Job, Outcome, Progress
 
 Report = Callable[[Progress], None]
@@ -85,7 +86,8 @@ def checkpoint_aliases(one: Checkpoint) -> set[str]:
     base = one.name.rsplit("/", 1)[-1]
     aliases = {one.title, one.name, stem, base, base.rsplit(".", 1)[0], one.filename}
     if one.sha256:
-        aliases |= {one.sha256, one.sha256[:10], f"{one.name} [{one.sha256[:10]}]", f"{stem} [{one.sha256[:10]}]"}
+        short = one.sha256[:10]
+        aliases |= {one.sha256, short, f"{one.name} [{short}]", f"{stem} [{short}]"}
     if one.hash:
         aliases.add(one.hash)
     return aliases
@@ -112,7 +114,17 @@ class Engine(Protocol):
         """Go on to the job's next batch."""
         ...
 
-    def catalogue(self) -> Catalogue: ...
+    def catalogue(self) -> Catalogue:
+        """What can be asked for, as last looked up; cheap."""
+        ...
+
+    async def refresh(self) -> Catalogue:
+        """Look the folders up again."""
+        ...
+
+
+class EngineDied(EngineFailed):
+    """The engine's process ended under a job. The job may be delivered again."""
 
 
 class Control:

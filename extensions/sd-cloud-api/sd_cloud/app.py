@@ -1,0 +1,81 @@
+"""Hang everything of ours on a FastAPI app: the webui's own, or the embedded host's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from sd_cloud import __version__, errors
+from sd_cloud.access import Access
+from sd_cloud.dialects import eas
+from sd_cloud.outputs.links import Links
+from sd_cloud.service import Service
+from sd_cloud.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: Paths of ours that need no token: they tell nothing, or carry their own signature.
+OPEN_PATHS = ("/healthz", "/readyz", "/sd-cloud/v1/files/")
+
+
+def attach(app: FastAPI, service: Service, settings: Settings, access: Access) -> None:
+    """Add our routes and put the EAS parameters in front of the native ones. Idempotent."""
+    eas.wrap(app, service, access)
+    if getattr(app.state, "sd_cloud", None) is not None:
+        return
+    app.state.sd_cloud = service
+    links = Links(settings)
+
+    async def healthz() -> Response:
+        return JSONResponse({"status": "ok", "version": __version__})
+
+    async def readyz() -> Response:
+        reason = await why_not_ready(service)
+        if reason is None:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
+
+    async def file(token: str, name: str) -> Response:
+        path = await asyncio.to_thread(links.verify, token, name)
+        return FileResponse(path, filename=name, content_disposition_type="inline")
+
+    async def cancel(task_id: str, request: Request) -> Response:
+        await access.owned_task(request, service, task_id)
+        return JSONResponse({"cancelled": await service.cancel(task_id)})
+
+    app.add_api_route("/healthz", healthz, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/readyz", readyz, methods=["GET"], include_in_schema=False)
+    app.add_api_route(
+        "/sd-cloud/v1/files/{token}/{name}", _told(file), methods=["GET", "HEAD"], include_in_schema=False
+    )
+    app.add_api_route("/sd-cloud/v1/tasks/{task_id}/cancel", _told(cancel), methods=["POST"])
+
+
+async def why_not_ready(service: Service) -> str | None:
+    """What stands between this service and a picture; None when nothing does."""
+    if service.closing:
+        return "the service is stopping"
+    if not getattr(service.engine, "ready", True):
+        return "the engine is starting"
+    if not (await asyncio.to_thread(service.catalogue)).checkpoints:
+        return "no checkpoint is installed; put one into models/Stable-diffusion of the data dir"
+    return None
+
+
+def _told(endpoint: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
+    """Our own routes tell a ServiceError as JSON, whatever app they hang on."""
+    from functools import wraps
+
+    @wraps(endpoint)
+    async def told(*args: object, **kwargs: object) -> Response:
+        try:
+            return await endpoint(*args, **kwargs)
+        except errors.ServiceError as error:
+            return JSONResponse({"error": error.code, "detail": str(error)}, status_code=error.http_status)
+
+    return told

@@ -1,0 +1,243 @@
+"""The EAS edition's parameters on the native routes.
+
+In ``alwayson_scripts`` of ``txt2img`` and ``img2img``: ``sd_model_checkpoint``, ``sd_vae``,
+``save_dir``, ``image_link``, ``id_task``, ``uid``, and in each ControlNet unit ``image_link`` and
+``mask_link``. A request with none of them goes to the native handler untouched; one with any of
+them becomes a `Job` and is answered in the guide's shape. Wire format: the guide's chapter
+"API接口额外支持配置的参数有哪些". `docs/eas.md` has the table of status numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from sd_cloud import errors
+from sd_cloud.access import Access
+from sd_cloud.job import Job, Kind, Outcome, Target
+from sd_cloud.service import Service
+
+#: Our keys directly below ``alwayson_scripts``, all of them strings (ids may be numbers).
+KEYS = ("sd_model_checkpoint", "sd_vae", "save_dir", "image_link", "id_task", "uid")
+#: Our keys within a ControlNet unit; :mod:`sd_cloud.inputs` resolves them.
+UNIT_KEYS = ("image_link", "mask_link")
+#: What of a ControlNet unit goes by either name.
+CONTROLNET_NAMES = ("controlnet", "ControlNet")
+
+ROUTES: Mapping[str, Kind] = {"/sdapi/v1/txt2img": "txt2img", "/sdapi/v1/img2img": "img2img"}
+
+_MARKS = tuple(f'"{key}"'.encode() for key in (*KEYS, *UNIT_KEYS))
+
+
+def wrap(app: FastAPI, service: Service, access: Access) -> None:
+    """Put the EAS parameters in front of the app's own txt2img and img2img routes.
+
+    Idempotent. The native route keeps its place, its dependencies and its schema.
+    """
+    routes = app.router.routes
+    for index, route in enumerate(routes):
+        if isinstance(route, APIRoute) and route.path in ROUTES and "POST" in (route.methods or ()):
+            if isinstance(route.endpoint, _Eas):
+                continue
+            endpoint = _Eas(route, ROUTES[route.path], service, access)
+            routes[index] = _wrapped(app, route, endpoint)
+
+
+def _wrapped(app: FastAPI, native: APIRoute, endpoint: _Eas) -> APIRoute:
+    """A route that runs the native route's dependencies (its auth), then our endpoint."""
+    ours = APIRoute(
+        native.path,
+        endpoint,
+        methods=["POST"],
+        name=native.name,
+        dependencies=native.dependencies,
+        include_in_schema=False,
+        dependency_overrides_provider=app,
+    )
+    # The schema still shows the native route: FastAPI reads these.
+    ours.body_field = native.body_field
+    return ours
+
+
+class _Eas:
+    def __init__(self, native: APIRoute, kind: Kind, service: Service, access: Access) -> None:
+        self.native = native
+        self.kind = kind
+        self.service = service
+        self.access = access
+
+    async def __call__(self, request: Request) -> Response:
+        body = await request.body()
+        scripts = await _scripts_of(body)
+        if scripts is None or not has_our_keys(scripts):
+            return _Native(self.native, body)
+        labels = _labels(scripts)
+        started = time.monotonic()
+        try:
+            caller = await self.access.caller(request)
+            job = parse(self.kind, json.loads(body), self.native, owner=caller.owner)
+            request.scope["sd_cloud.job"] = job.id
+            outcome = await self.service.run(job)
+        except errors.ServiceError as error:
+            return _failure(labels, error, time.monotonic() - started)
+        return await asyncio.to_thread(_success, labels, outcome, time.monotonic() - started)
+
+
+class _Native(Response):
+    """Hands the request, its body included, to the native route."""
+
+    def __init__(self, native: APIRoute, body: bytes) -> None:
+        super().__init__()
+        self._native = native
+        self._given = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = False
+
+        async def replay() -> Any:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": self._given, "more_body": False}
+
+        await self._native.handle(scope, replay, send)
+
+
+async def _scripts_of(body: bytes) -> dict[str, Any] | None:
+    """``alwayson_scripts`` of a body that may hold one of our keys; None when it cannot."""
+    if not any(mark in body for mark in _MARKS):
+        return None
+    try:
+        parsed = await asyncio.to_thread(json.loads, body)
+    except ValueError:
+        return None  # the native handler says what is wrong with it
+    scripts = parsed.get("alwayson_scripts") if isinstance(parsed, dict) else None
+    return scripts if isinstance(scripts, dict) else None
+
+
+def has_our_keys(scripts: Mapping[str, Any]) -> bool:
+    if any(key in scripts for key in KEYS):
+        return True
+    return any(isinstance(unit, dict) and any(k in unit for k in UNIT_KEYS) for unit in _units(scripts))
+
+
+def _units(scripts: Mapping[str, Any]) -> list[Any]:
+    for name in CONTROLNET_NAMES:
+        block = scripts.get(name)
+        if isinstance(block, dict) and isinstance(block.get("args"), list):
+            return list(block["args"])
+    return []
+
+
+def _labels(scripts: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(scripts[key]) for key in ("id_task", "uid") if scripts.get(key) is not None}
+
+
+def parse(kind: Kind, body: dict[str, Any], native: APIRoute, *, owner: str) -> Job:
+    """The job of an EAS request. Raises BadRequest naming the field."""
+    scripts = dict(body["alwayson_scripts"])
+    ours = {key: scripts.pop(key) for key in KEYS if key in scripts}
+    for key, value in ours.items():
+        if value is not None and not isinstance(value, str) and key not in ("id_task", "uid"):
+            raise errors.BadRequest(
+                f"expected a string, got {json.dumps(value)[:60]}", field=f"alwayson_scripts.{key}"
+            )
+    payload = _validated({**body, "alwayson_scripts": scripts}, native)
+    link = ours.get("image_link")
+    if link:
+        if kind != "img2img":
+            raise errors.BadRequest(
+                "txt2img has no input picture; send the request to /sdapi/v1/img2img",
+                field="alwayson_scripts.image_link",
+            )
+        payload["init_images"] = [link]
+    elif kind == "img2img" and not payload.get("init_images"):
+        raise errors.BadRequest(
+            "img2img needs a picture: give init_images (base64) or alwayson_scripts.image_link (a URL)",
+            field="init_images",
+        )
+    override = dict(payload.get("override_settings") or {})
+    checkpoint = ours.get("sd_model_checkpoint") or override.pop("sd_model_checkpoint", None)
+    vae = ours.get("sd_vae") or override.pop("sd_vae", None)
+    payload["override_settings"] = override
+    payload["save_images"] = True
+    return Job(
+        kind,
+        payload,
+        owner=owner,
+        dialect="eas",
+        checkpoint=checkpoint,
+        vae=vae,
+        target=Target("eas", ours.get("save_dir") or None),
+        labels={key: str(ours[key]) for key in ("id_task", "uid") if ours.get(key) is not None},
+    )
+
+
+def _validated(body: dict[str, Any], native: APIRoute) -> dict[str, Any]:
+    """The native payload, its defaults filled in by the native route's own model."""
+    if native.body_field is None:
+        return body
+    model, problems = native.body_field.validate(body, {}, loc=("body",))
+    if problems:
+        first = problems[0] if isinstance(problems, list) else problems.errors()[0]  # pydantic 2, 1
+        details = first if isinstance(first, dict) else {"loc": ("body",), "msg": str(first)}
+        where = ".".join(str(part) for part in details["loc"] if part != "body")
+        raise errors.BadRequest(details["msg"], field=where or "body")
+    return dict(model.model_dump() if hasattr(model, "model_dump") else model.dict())
+
+
+# -- answers --------------------------------------------------------------------------------------
+
+
+def _success(labels: Mapping[str, str], outcome: Outcome, seconds: float) -> Response:
+    failed = [p.error for p in outcome.pictures if p.error]
+    parameters = {
+        "id_task": labels.get("id_task"),
+        "status": errors.SavingFailed.eas_status if failed else 0,
+        "image_url": ",".join(p.path for p in outcome.of_role("grid", "image") if p.path),
+        "seed": ",".join(str(p.seed) for p in outcome.of_role("image")),
+        "error_msg": "; ".join(failed),
+        "image_mask_url": ",".join(p.path for p in outcome.of_role("control_map") if p.path),
+        "total_time": seconds,
+        "image_links": [p.link for p in outcome.of_role("grid", "image") if p.link],
+    }
+    if "uid" in labels:
+        parameters["uid"] = labels["uid"]
+    info = {"hostname": socket.gethostname(), **outcome.info}
+    status = errors.SavingFailed.http_status if failed else 200
+    content = {"images": [], "parameters": parameters, "info": json.dumps(info, default=str)}
+    return JSONResponse(content, status_code=status)
+
+
+def _failure(labels: Mapping[str, str], error: errors.ServiceError, seconds: float) -> Response:
+    parameters = {
+        "id_task": labels.get("id_task"),
+        "status": error.eas_status,
+        "image_url": "",
+        "seed": "",
+        "error_msg": str(error),
+        "image_mask_url": "",
+        "total_time": seconds,
+        "image_links": [],
+    }
+    if "uid" in labels:
+        parameters["uid"] = labels["uid"]
+    headers = (
+        {"Retry-After": str(errors.QueueFull.retry_after_seconds)}
+        if error.http_status in (429, 503)
+        else None
+    )
+    info = json.dumps({"hostname": socket.gethostname()})
+    content = {"images": [], "parameters": parameters, "info": info}
+    return JSONResponse(content, status_code=error.http_status, headers=headers)

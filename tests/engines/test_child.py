@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sd_cloud import errors
+from sd_cloud.engines.base import EngineDied
+from sd_cloud.engines.child import ChildEngine
+from sd_cloud.job import Job, Progress
+from sd_cloud.settings import settings_below
+from tests.fakes import scan
+
+
+def job(prompt: str = "a cat", **payload: object) -> Job:
+    return Job("txt2img", {"prompt": prompt, "seed": 7, **payload})
+
+
+def unheard(progress: Progress) -> None:
+    pass
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[ChildEngine]:
+    engine = ChildEngine("tests.fakes:create", settings_below(tmp_path), scan=scan)
+    engine.start()
+    yield engine
+    await engine.stop()
+
+
+async def test_a_job_runs_in_another_process_and_reports_its_steps(engine: ChildEngine) -> None:
+    heard: list[Progress] = []
+    outcome = await engine.run(job(steps=3), heard.append)
+    assert outcome.pictures[0].image is not None
+    assert [p.step for p in heard] == [0, 1, 2] and heard[0].preview is not None
+    assert engine.pid not in (None, os.getpid())
+
+
+async def test_a_failing_job_leaves_the_engine_able_to_serve_the_next(engine: ChildEngine) -> None:
+    with pytest.raises(errors.EngineFailed, match="asked to fail"):
+        await engine.run(job("fail"), unheard)
+    with pytest.raises(errors.OutOfMemory):
+        await engine.run(job("memory"), unheard)
+    assert (await engine.run(job(), unheard)).pictures
+
+
+async def test_an_engine_that_dies_takes_its_job_along_and_is_started_again(engine: ChildEngine) -> None:
+    with pytest.raises(EngineDied, match="exit code 3"):
+        await engine.run(job("crash"), unheard)
+    assert (await engine.run(job(), unheard)).pictures
+
+
+async def test_an_engine_that_is_killed_is_started_again(engine: ChildEngine) -> None:
+    running = asyncio.create_task(engine.run(job(steps=1000, step_seconds=0.01), unheard))
+    while not engine.ready:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
+    with pytest.raises(EngineDied, match="SIGKILL"):
+        await running
+    assert (await engine.run(job(), unheard)).pictures
+
+
+async def test_a_running_job_is_cancelled_and_interrupted_by_its_id(engine: ChildEngine) -> None:
+    started = asyncio.Event()
+    long = job(steps=10_000, step_seconds=0.01)
+    running = asyncio.create_task(engine.run(long, lambda p: started.set()))
+    await started.wait()
+    assert not await engine.cancel("another")
+    assert await engine.cancel(long.id)
+    with pytest.raises(errors.Cancelled):
+        await running
+
+    started.clear()
+    long = job(steps=10_000, step_seconds=0.01)
+    running = asyncio.create_task(engine.run(long, lambda p: started.set()))
+    await started.wait()
+    assert await engine.interrupt(long.id)
+    assert (await running).interrupted
+
+
+async def test_a_job_can_be_cancelled_while_the_engine_is_still_starting(engine: ChildEngine) -> None:
+    early = job(steps=10_000, step_seconds=0.01)
+    running = asyncio.create_task(engine.run(early, unheard))
+    await asyncio.sleep(0)
+    assert not engine.ready and await engine.cancel(early.id)
+    with pytest.raises(errors.Cancelled):
+        await running

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sd_cloud import errors
+from sd_cloud.engines.base import EngineDied
+from sd_cloud.job import Job, Outcome
+from sd_cloud.service import Service
+from sd_cloud.store.memory import MemoryStore
+from tests.fakes import PaintEngine, colour
+
+
+class NoInputs:
+    async def resolve(self, job: Job) -> Job:
+        if job.payload.get("prompt") == "bad link":
+            raise errors.InputUnreachable("nobody answers", field="image_link")
+        return job
+
+    def check_paths(self, job: Job) -> None:
+        if job.payload.get("prompt") == "bad path":
+            raise errors.InputRefused("outside the output roots", field="save_dir")
+
+
+class NoOutputs:
+    async def save(self, job: Job, outcome: Outcome) -> Outcome:
+        if job.payload.get("prompt") == "disk full":
+            raise errors.SavingFailed("no space left on device")
+        return outcome
+
+
+def make(engine: PaintEngine, **changes: Any) -> Service:
+    return Service(engine, store=MemoryStore(), inputs=NoInputs(), outputs=NoOutputs(), **changes)
+
+
+@pytest.fixture
+async def engine() -> PaintEngine:
+    return PaintEngine()
+
+
+@pytest.fixture
+async def service(engine: PaintEngine) -> AsyncIterator[Service]:
+    service = make(engine, options=lambda: {"sd_model_checkpoint": "first.safetensors"}, queue_limit=20)
+    service.start()
+    yield service
+    await service.stop()
+
+
+def job(prompt: str = "a cat", **changes: Any) -> Job:
+    payload = {"prompt": prompt, "seed": 7, **changes.pop("payload", {})}
+    return Job("txt2img", payload, **changes)
+
+
+async def until(condition: Any) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("it did not come about")
+
+
+async def test_a_job_comes_back_with_its_picture(service: Service) -> None:
+    asked = job()
+    outcome = await service.run(asked)
+    [picture] = outcome.pictures
+    assert picture.image is not None
+    assert picture.image.getpixel((0, 0)) == colour(replace(asked, checkpoint="first.safetensors"), 7)
+    assert (await service.task(asked.id)).state == "succeeded"
+
+
+async def test_the_store_keeps_no_pixels(service: Service) -> None:
+    asked = job()
+    await service.run(asked)
+    kept = (await service.task(asked.id)).outcome
+    assert kept is not None and kept.pictures[0].image is None and kept.pictures[0].seed == 7
+
+
+async def test_each_job_gets_its_own_checkpoint_when_forty_are_interleaved(service: Service) -> None:
+    service.queue_limit = 40
+    jobs = [job(f"number {i}", checkpoint=(None, "first", "second")[i % 3]) for i in range(40)]
+    outcomes = await asyncio.gather(*(service.run(j) for j in jobs))
+    for i, (asked, outcome) in enumerate(zip(jobs, outcomes, strict=True)):
+        name = ("first", "first", "second")[i % 3] + ".safetensors"
+        image = outcome.pictures[0].image
+        assert image is not None and image.getpixel((0, 0)) == colour(replace(asked, checkpoint=name), 7)
+
+
+async def test_an_unknown_checkpoint_is_refused_with_those_there_are(service: Service) -> None:
+    with pytest.raises(errors.CheckpointNotFound, match=r"'third'.*first.safetensors, second.safetensors"):
+        await service.run(job(checkpoint="third"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind"),
+    [
+        ("fail", errors.EngineFailed),
+        ("bad link", errors.InputUnreachable),
+        ("bad path", errors.InputRefused),
+        ("disk full", errors.SavingFailed),
+    ],
+)
+async def test_a_job_that_fails_says_why_and_the_next_is_served(
+    service: Service, prompt: str, kind: type[errors.ServiceError]
+) -> None:
+    with pytest.raises(kind):
+        await service.run(job(prompt))
+    assert (await service.run(job())).pictures
+
+
+async def test_a_full_queue_refuses_and_loses_nothing(service: Service) -> None:
+    slow = [job(f"{i}", payload={"steps": 1, "step_seconds": 0.02}) for i in range(25)]
+    answers = await asyncio.gather(*(service.run(j) for j in slow), return_exceptions=True)
+    refused = [a for a in answers if isinstance(a, errors.QueueFull)]
+    served = [a for a in answers if isinstance(a, Outcome)]
+    assert refused and len(refused) + len(served) == 25
+
+
+async def test_a_waiting_job_is_cancelled_without_touching_the_one_that_runs(
+    service: Service, engine: PaintEngine
+) -> None:
+    running = job("running", payload={"steps": 20, "step_seconds": 0.01})
+    waiting = job("waiting")
+    first = asyncio.create_task(service.run(running))
+    await until(lambda: engine.started)
+    second = asyncio.create_task(service.run(waiting))
+    await until(lambda: waiting.id in service._live)
+    assert await service.cancel(waiting.id)
+    with pytest.raises(errors.Cancelled):
+        await second
+    assert (await first).pictures
+    assert [j.id for j in engine.started] == [running.id]
+    assert not await service.cancel(running.id), "it is over"
+
+
+async def test_a_running_job_is_cancelled_before_its_next_step(service: Service, engine: PaintEngine) -> None:
+    long = job(payload={"steps": 10_000, "step_seconds": 0.01})
+    waiter = asyncio.create_task(service.run(long))
+    await until(lambda: service.progress(long.id) is not None)
+    assert await service.cancel(long.id)
+    with pytest.raises(errors.Cancelled):
+        await waiter
+    assert (await service.task(long.id)).state == "cancelled"
+
+
+async def test_an_interrupted_job_keeps_what_is_there(service: Service) -> None:
+    long = job(payload={"steps": 10_000, "step_seconds": 0.01})
+    waiter = asyncio.create_task(service.run(long))
+    await until(lambda: service.progress(long.id) is not None)
+    assert await service.interrupt()
+    outcome = await waiter
+    assert outcome.interrupted and outcome.pictures
+    assert (await service.task(long.id)).state == "succeeded"
+
+
+async def test_higher_priority_goes_first_then_the_owner_served_longest_ago_then_age(
+    service: Service, engine: PaintEngine
+) -> None:
+    blocker = job("blocker", payload={"steps": 10, "step_seconds": 0.01}, owner="ann")
+    waiting = [
+        job("ann 1", owner="ann"),
+        job("ann 2", owner="ann"),
+        job("bob 1", owner="bob"),
+        job("eve urgent", owner="eve", priority=5),
+        job("bob 2", owner="bob"),
+    ]
+    first = asyncio.create_task(service.run(blocker))
+    await until(lambda: engine.started)
+    await asyncio.gather(first, *(service.run(j) for j in waiting))
+    order = [j.payload["prompt"] for j in engine.started]
+    assert order == ["blocker", "eve urgent", "bob 1", "ann 1", "bob 2", "ann 2"]
+
+
+async def test_jobs_of_one_order_key_never_run_at_once() -> None:
+    engine = PaintEngine(slots=3)
+    service = make(engine)
+    service.start()
+    busy: set[str] = set()
+    clashes: list[str] = []
+
+    original = engine.run
+
+    async def watched(asked: Job, report: Any) -> Outcome:
+        if asked.order_key in busy:
+            clashes.append(asked.id)
+        busy.add(asked.order_key or asked.id)
+        try:
+            return await original(asked, report)
+        finally:
+            busy.discard(asked.order_key or asked.id)
+
+    engine.run = watched  # type: ignore[method-assign]
+    jobs = [job(f"{i}", order_key=f"key {i % 2}", payload={"step_seconds": 0.005}) for i in range(12)]
+    await asyncio.gather(*(service.run(j) for j in jobs))
+    await service.stop()
+    assert not clashes and len(engine.started) == 12
+
+
+async def test_a_job_is_overtaken_for_its_checkpoint_only_a_bounded_number_of_times(
+    service: Service, engine: PaintEngine
+) -> None:
+    blocker = job("blocker", checkpoint="first", payload={"steps": 10, "step_seconds": 0.01})
+    other = job("other", checkpoint="second")
+    same = [job(f"same {i}", checkpoint="first") for i in range(10)]
+    first = asyncio.create_task(service.run(blocker))
+    await until(lambda: engine.started)
+    await asyncio.gather(first, service.run(other), *(service.run(j) for j in same))
+    order = [j.payload["prompt"] for j in engine.started]
+    assert order.index("other") == 5, order
+
+
+async def test_a_job_whose_engine_dies_is_delivered_again_but_not_for_ever(engine: PaintEngine) -> None:
+    service = make(engine, max_delivery=2)
+    service.start()
+    deaths = {"once": 1, "always": 99}
+
+    def before(asked: Job) -> None:
+        name = asked.payload["prompt"]
+        if deaths.get(name, 0) > 0:
+            deaths[name] -= 1
+            raise EngineDied("the engine's process was ended by SIGKILL")
+
+    engine.before = before
+    assert (await service.run(job("once"))).pictures
+    with pytest.raises(errors.EngineFailed, match="delivered 2 times"):
+        await service.run(job("always"))
+    await service.stop()
+
+
+async def test_a_job_that_takes_too_long_is_stopped(engine: PaintEngine) -> None:
+    service = make(engine, job_seconds=0.05)
+    service.start()
+    with pytest.raises(errors.TimedOut):
+        await service.run(job(payload={"steps": 10_000, "step_seconds": 0.01}))
+    assert (await service.run(job())).pictures
+    await service.stop()
+
+
+async def test_stopping_lets_the_running_job_finish_and_fails_the_waiting(engine: PaintEngine) -> None:
+    service = make(engine)
+    service.start()
+    running = asyncio.create_task(service.run(job(payload={"steps": 5, "step_seconds": 0.01})))
+    await until(lambda: engine.started)
+    waiting = asyncio.create_task(service.run(job()))
+    await asyncio.sleep(0.005)
+    await service.stop(drain_seconds=5)
+    assert (await running).pictures
+    with pytest.raises(errors.ShuttingDown):
+        await waiting
+    with pytest.raises(errors.ShuttingDown):
+        await service.submit(job())
+
+
+async def test_stopping_cancels_what_does_not_finish_in_time(engine: PaintEngine) -> None:
+    service = make(engine)
+    service.start()
+    running = asyncio.create_task(service.run(job(payload={"steps": 10_000, "step_seconds": 0.01})))
+    await until(lambda: engine.started)
+    await service.stop(drain_seconds=0.02)
+    with pytest.raises(errors.Cancelled):
+        await running
+
+
+async def test_a_change_of_the_options_does_not_reach_a_waiting_job(engine: PaintEngine) -> None:
+    options = {"sd_model_checkpoint": "first.safetensors"}
+    service = make(engine, options=lambda: options)
+    service.start()
+    blocker = asyncio.create_task(service.run(job("blocker", payload={"steps": 5, "step_seconds": 0.01})))
+    await until(lambda: engine.started)
+    waiting = asyncio.create_task(service.run(job("waiting")))
+    await asyncio.sleep(0)
+    options["sd_model_checkpoint"] = "second.safetensors"
+    await asyncio.gather(blocker, waiting)
+    assert engine.started[1].option("sd_model_checkpoint") == "first.safetensors"
+    await service.stop()
