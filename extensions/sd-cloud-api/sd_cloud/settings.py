@@ -1,8 +1,8 @@
-"""Launch flags and environment, read once into one frozen `Settings`.
+"""What the service was started with: one frozen `Settings` of the values the rooms need.
 
-Every flag is declared in :mod:`sd_cloud.flags`; this module holds the values the rooms need,
-typed, with units in their names. Nothing else in the package reads the environment, except for
-the credentials of OSS, which belong to oss2.
+Typed, with units in their names. Every flag is declared in :mod:`sd_cloud.flags` and turned into
+a field in :mod:`sd_cloud.settings_from_flags`. Nothing else in the package reads the environment,
+except for the credentials of OSS, which belong to oss2.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class ModelFolders:
     codeformer: tuple[Path, ...]
 
     @classmethod
-    def below(cls, data_dir: Path) -> ModelFolders:
+    def below(cls, data_dir: Path, models_dir: Path | None = None) -> ModelFolders:
         """The webui's own folders below one data dir."""
-        models = data_dir / "models"
+        models = models_dir or data_dir / "models"
         return cls(
             checkpoints=(models / "Stable-diffusion",),
             vaes=(models / "VAE",),
@@ -64,6 +64,7 @@ class FetchLimits:
     seconds: float = 20.0
     limit_pixels: int = 64_000_000
     redirects: int = 5
+    types: tuple[str, ...] = ("png", "jpeg", "webp", "tiff", "bmp", "gif")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,11 @@ class Settings:
     time_log: bool = False
     loglevel: str = "INFO"
     cors_allow_origins: tuple[str, ...] = ()
+    cors_allow_origins_regex: str | None = None
+    tls_keyfile: Path | None = None
+    tls_certfile: Path | None = None
+    keep_alive_seconds: int = 30
+    api_server_stop: bool = False
     drain_seconds: float = 60.0
     # who may
     tokens: tuple[str, ...] = ()
@@ -130,6 +136,11 @@ class Settings:
     @property
     def outputs_dir(self) -> Path:
         return self.data_dir / "outputs"
+
+    @property
+    def exposed(self) -> bool:
+        """Can callers from other machines reach it?"""
+        return self.listen or self.host not in ("127.0.0.1", "localhost", "::1")
 
 
 def settings_below(data_dir: Path, **changes: object) -> Settings:
