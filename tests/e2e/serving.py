@@ -1,0 +1,81 @@
+"""Start the standalone service as a user does, and stop it as a supervisor does."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.e2e.world import GOLDEN
+
+START_SECONDS = 120
+
+
+def golden_data_dir(root: Path) -> Path:
+    """A data dir with the golden checkpoints where the webui has them."""
+    places = {
+        "models/Stable-diffusion": ("tiny-a", "tiny-b"),
+        "models/VAE": ("tiny-vae",),
+        "models/Lora": ("tiny-style",),
+        "embeddings": ("tiny-word",),
+    }
+    for folder, names in places.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            for file in (GOLDEN / "checkpoints").glob(f"{name}.*"):
+                shutil.copy(file, root / folder)
+    (root / "config.json").write_text('{"sd_model_checkpoint": "tiny-a.safetensors"}')
+    return root
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def standalone(data_dir: Path, *flags: str, environment: dict[str, str] | None = None) -> Iterator[str]:
+    """The service on a free port, ready; its URL. Stopped with SIGTERM, and it must exit with 0."""
+    port = free_port()
+    log = data_dir / "service.log"
+    command = [sys.executable, "-m", "sd_cloud", "launch", "--port", str(port), "--data-dir", str(data_dir)]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*command, "--api", "--nowebui", *flags],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+        )
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+    assert code == 0, f"exit {code}: {log.read_text()[-3000:]}"
+    assert not re.search(r"Traceback", log.read_text()), log.read_text()[-3000:]
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(f"the service ended with {process.returncode}: {log.read_text()[-3000:]}")
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"not ready after {START_SECONDS} s: {log.read_text()[-3000:]}")
