@@ -77,7 +77,7 @@ def scan(settings: Settings) -> Catalogue:
         embeddings=_embeddings(folders.embeddings),
         hypernetworks=_hypernetworks(folders.hypernetworks),
         controlnets=_controlnets(folders.controlnets),
-        upscalers=_upscalers(folders.esrgan),
+        upscalers=upscalers(folders.esrgan),
         samplers=SAMPLERS,
         schedulers=SCHEDULERS,
         scripts=SCRIPTS,
@@ -220,7 +220,7 @@ def _controlnets(folders: tuple[Path, ...]) -> tuple[ModelFile, ...]:
     return tuple(found.values())
 
 
-def _upscalers(folders: tuple[Path, ...]) -> tuple[ModelFile, ...]:
+def upscalers(folders: tuple[Path, ...]) -> tuple[ModelFile, ...]:
     """None, Lanczos, Nearest, then files by name; RealESRGAN's published files also by the webui's names."""
     real = tuple(folder.parent / "RealESRGAN" for folder in folders)
     found: dict[str, ModelFile] = {}
