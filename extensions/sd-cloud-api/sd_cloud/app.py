@@ -23,9 +23,15 @@ log = logging.getLogger(__name__)
 OPEN_PATHS = ("/healthz", "/readyz", "/sd-cloud/v1/files/")
 
 
-def attach(app: FastAPI, service: Service, settings: Settings, access: Access) -> None:
-    """Add our routes and put the EAS parameters in front of the native ones. Idempotent."""
-    eas.wrap(app, service, access)
+def attach(
+    app: FastAPI, service: Service, settings: Settings, *, access: Access, native_access: Access | None = None
+) -> None:
+    """Add our routes and put the EAS parameters in front of the native ones. Idempotent.
+
+    ``access`` says who may use the routes we add; ``native_access`` the wrapped native ones, where
+    another rule holds for them.
+    """
+    eas.wrap(app, service, native_access or access)
     if getattr(app.state, "sd_cloud", None) is not None:
         return
     app.state.sd_cloud = service

@@ -86,8 +86,8 @@ class Service:
     # -- life ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to hand queued jobs to the engine. Call on the event loop."""
-        if self._dispatcher is None:
+        """Begin to hand queued jobs to the engine. Call on the event loop; `submit` does it too."""
+        if self._dispatcher is None and not self._closing:
             self._dispatcher = asyncio.create_task(self._dispatch(), name="sd-cloud dispatcher")
 
     async def stop(self, drain_seconds: float = 0.0) -> None:
@@ -125,6 +125,7 @@ class Service:
         """Record and queue the job; its task id. Raises BadRequest, CheckpointNotFound, QueueFull."""
         if self._closing:
             raise errors.ShuttingDown("the service is stopping; send the request to another instance")
+        self.start()
         if not job.options:
             job = replace(job, options=dict(self.options()))
         job = await self._check(job)

@@ -13,14 +13,14 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sd_cloud import errors
 from sd_cloud.access import Access
@@ -36,67 +36,66 @@ CONTROLNET_NAMES = ("controlnet", "ControlNet")
 
 ROUTES: Mapping[str, Kind] = {"/sdapi/v1/txt2img": "txt2img", "/sdapi/v1/img2img": "img2img"}
 
+_WRAPPED = "_sd_cloud_wrapped"
 _MARKS = tuple(f'"{key}"'.encode() for key in (*KEYS, *UNIT_KEYS))
 
 
 def wrap(app: FastAPI, service: Service, access: Access) -> None:
     """Put the EAS parameters in front of the app's own txt2img and img2img routes.
 
-    Idempotent. The native route keeps its place, its dependencies and its schema.
+    Idempotent. Each native route keeps its place, its name and its schema; what it runs becomes
+    ours, behind the same dependencies (its auth).
     """
-    routes = app.router.routes
-    for index, route in enumerate(routes):
-        if isinstance(route, APIRoute) and route.path in ROUTES and "POST" in (route.methods or ()):
-            if isinstance(route.endpoint, _Eas):
-                continue
-            endpoint = _Eas(route, ROUTES[route.path], service, access)
-            routes[index] = _wrapped(app, route, endpoint)
+    for route in native_routes(app):
+        if not is_wrapped(route):
+            native = route.app
+            ours = APIRoute(
+                route.path,
+                _endpoint(route, native, ROUTES[route.path], service, access),
+                methods=["POST"],
+                response_model=None,
+                dependencies=route.dependencies,
+                dependency_overrides_provider=app,
+            )
+            route.app = ours.app
+            setattr(route, _WRAPPED, True)
 
 
-def _wrapped(app: FastAPI, native: APIRoute, endpoint: _Eas) -> APIRoute:
-    """A route that runs the native route's dependencies (its auth), then our endpoint."""
-    ours = APIRoute(
-        native.path,
-        endpoint,
-        methods=["POST"],
-        name=native.name,
-        dependencies=native.dependencies,
-        include_in_schema=False,
-        dependency_overrides_provider=app,
-    )
-    # The schema still shows the native route: FastAPI reads these.
-    ours.body_field = native.body_field
-    return ours
+def native_routes(app: FastAPI) -> list[APIRoute]:
+    """The app's own txt2img and img2img routes."""
+    return [r for r in app.router.routes if isinstance(r, APIRoute) and r.path in ROUTES]
 
 
-class _Eas:
-    def __init__(self, native: APIRoute, kind: Kind, service: Service, access: Access) -> None:
-        self.native = native
-        self.kind = kind
-        self.service = service
-        self.access = access
+def is_wrapped(route: APIRoute) -> bool:
+    return hasattr(route, _WRAPPED)
 
-    async def __call__(self, request: Request) -> Response:
+
+def _endpoint(
+    route: APIRoute, native: ASGIApp, kind: Kind, service: Service, access: Access
+) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
         body = await request.body()
         scripts = await _scripts_of(body)
         if scripts is None or not has_our_keys(scripts):
-            return _Native(self.native, body)
+            return _Native(native, body)
         labels = _labels(scripts)
         started = time.monotonic()
         try:
-            caller = await self.access.caller(request)
-            job = parse(self.kind, json.loads(body), self.native, owner=caller.owner)
+            caller = await access.caller(request)
+            job = parse(kind, json.loads(body), route, owner=caller.owner)
             request.scope["sd_cloud.job"] = job.id
-            outcome = await self.service.run(job)
+            outcome = await service.run(job)
         except errors.ServiceError as error:
             return _failure(labels, error, time.monotonic() - started)
-        return await asyncio.to_thread(_success, labels, outcome, time.monotonic() - started)
+        return _success(labels, outcome, time.monotonic() - started)
+
+    return endpoint
 
 
 class _Native(Response):
-    """Hands the request, its body included, to the native route."""
+    """Hands the request, its body included, to the native app of the route."""
 
-    def __init__(self, native: APIRoute, body: bytes) -> None:
+    def __init__(self, native: ASGIApp, body: bytes) -> None:
         super().__init__()
         self._native = native
         self._given = body
@@ -111,7 +110,7 @@ class _Native(Response):
             given = True
             return {"type": "http.request", "body": self._given, "more_body": False}
 
-        await self._native.handle(scope, replay, send)
+        await self._native(scope, replay, send)
 
 
 async def _scripts_of(body: bytes) -> dict[str, Any] | None:
@@ -144,7 +143,7 @@ def _labels(scripts: Mapping[str, Any]) -> dict[str, str]:
     return {key: str(scripts[key]) for key in ("id_task", "uid") if scripts.get(key) is not None}
 
 
-def parse(kind: Kind, body: dict[str, Any], native: APIRoute, *, owner: str) -> Job:
+def parse(kind: Kind, body: dict[str, Any], route: APIRoute, *, owner: str) -> Job:
     """The job of an EAS request. Raises BadRequest naming the field."""
     scripts = dict(body["alwayson_scripts"])
     ours = {key: scripts.pop(key) for key in KEYS if key in scripts}
@@ -153,7 +152,7 @@ def parse(kind: Kind, body: dict[str, Any], native: APIRoute, *, owner: str) -> 
             raise errors.BadRequest(
                 f"expected a string, got {json.dumps(value)[:60]}", field=f"alwayson_scripts.{key}"
             )
-    payload = _validated({**body, "alwayson_scripts": scripts}, native)
+    payload = _validated({**body, "alwayson_scripts": scripts}, route)
     link = ours.get("image_link")
     if link:
         if kind != "img2img":
@@ -184,11 +183,11 @@ def parse(kind: Kind, body: dict[str, Any], native: APIRoute, *, owner: str) -> 
     )
 
 
-def _validated(body: dict[str, Any], native: APIRoute) -> dict[str, Any]:
+def _validated(body: dict[str, Any], route: APIRoute) -> dict[str, Any]:
     """The native payload, its defaults filled in by the native route's own model."""
-    if native.body_field is None:
+    if route.body_field is None:
         return body
-    model, problems = native.body_field.validate(body, {}, loc=("body",))
+    model, problems = route.body_field.validate(body, {}, loc=("body",))
     if problems:
         first = problems[0] if isinstance(problems, list) else problems.errors()[0]  # pydantic 2, 1
         details = first if isinstance(first, dict) else {"loc": ("body",), "msg": str(first)}
@@ -201,43 +200,55 @@ def _validated(body: dict[str, Any], native: APIRoute) -> dict[str, Any]:
 
 
 def _success(labels: Mapping[str, str], outcome: Outcome, seconds: float) -> Response:
-    failed = [p.error for p in outcome.pictures if p.error]
-    parameters = {
-        "id_task": labels.get("id_task"),
-        "status": errors.SavingFailed.eas_status if failed else 0,
-        "image_url": ",".join(p.path for p in outcome.of_role("grid", "image") if p.path),
-        "seed": ",".join(str(p.seed) for p in outcome.of_role("image")),
-        "error_msg": "; ".join(failed),
-        "image_mask_url": ",".join(p.path for p in outcome.of_role("control_map") if p.path),
-        "total_time": seconds,
-        "image_links": [p.link for p in outcome.of_role("grid", "image") if p.link],
-    }
-    if "uid" in labels:
-        parameters["uid"] = labels["uid"]
-    info = {"hostname": socket.gethostname(), **outcome.info}
-    status = errors.SavingFailed.http_status if failed else 200
-    content = {"images": [], "parameters": parameters, "info": json.dumps(info, default=str)}
-    return JSONResponse(content, status_code=status)
+    failed = [picture.error for picture in outcome.pictures if picture.error]
+    told = outcome.of_role("grid", "image")
+    return _answer(
+        errors.SavingFailed.http_status if failed else 200,
+        labels,
+        seconds,
+        status=errors.SavingFailed.eas_status if failed else 0,
+        error_msg="; ".join(failed),
+        image_url=",".join(picture.path for picture in told if picture.path),
+        seed=",".join(str(picture.seed) for picture in outcome.of_role("image")),
+        image_mask_url=",".join(picture.path for picture in outcome.of_role("control_map") if picture.path),
+        image_links=[picture.link for picture in told if picture.link],
+        info=outcome.info,
+    )
 
 
 def _failure(labels: Mapping[str, str], error: errors.ServiceError, seconds: float) -> Response:
-    parameters = {
+    answer = _answer(error.http_status, labels, seconds, status=error.eas_status, error_msg=str(error))
+    if error.http_status in (429, 503):
+        answer.headers["Retry-After"] = str(errors.QueueFull.retry_after_seconds)
+    return answer
+
+
+def _answer(
+    http_status: int,
+    labels: Mapping[str, str],
+    seconds: float,
+    *,
+    status: int,
+    error_msg: str,
+    image_url: str = "",
+    seed: str = "",
+    image_mask_url: str = "",
+    image_links: Sequence[str] = (),
+    info: Mapping[str, Any] | None = None,
+) -> Response:
+    """The guide's shape, the same for success and failure."""
+    parameters: dict[str, Any] = {
         "id_task": labels.get("id_task"),
-        "status": error.eas_status,
-        "image_url": "",
-        "seed": "",
-        "error_msg": str(error),
-        "image_mask_url": "",
+        "status": status,
+        "image_url": image_url,
+        "seed": seed,
+        "error_msg": error_msg,
+        "image_mask_url": image_mask_url,
         "total_time": seconds,
-        "image_links": [],
+        "image_links": list(image_links),
     }
     if "uid" in labels:
         parameters["uid"] = labels["uid"]
-    headers = (
-        {"Retry-After": str(errors.QueueFull.retry_after_seconds)}
-        if error.http_status in (429, 503)
-        else None
-    )
-    info = json.dumps({"hostname": socket.gethostname()})
-    content = {"images": [], "parameters": parameters, "info": info}
-    return JSONResponse(content, status_code=error.http_status, headers=headers)
+    told = json.dumps({"hostname": socket.gethostname(), **(info or {})}, default=str)
+    content = {"images": [], "parameters": parameters, "info": told}
+    return JSONResponse(content, status_code=http_status)

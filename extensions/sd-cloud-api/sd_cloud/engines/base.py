@@ -138,6 +138,10 @@ class Control:
     def verdict(self) -> Verdict:
         return self._verdict
 
+    @property
+    def cancelled(self) -> bool:
+        return self._verdict == "cancel"
+
     def ask(self, verdict: Verdict) -> None:
         """The strongest request wins: cancel over interrupt over skip."""
         order: tuple[Verdict, ...] = ("go", "skip", "interrupt", "cancel")
