@@ -1,0 +1,151 @@
+"""``sd-cloud launch``: from flags to a served app, and from SIGTERM to exit code 0."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from sd_cloud.access import made_token
+from sd_cloud.command_line import parse
+from sd_cloud.request_log import RequestLog
+from sd_cloud.service import CANCEL_GRACE_SECONDS
+from sd_cloud.settings import Settings
+from sd_cloud.settings_from_flags import SettingsError, settings_of
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+log = logging.getLogger("sd_cloud")
+
+#: What is left to connections once every job is over or cancelled.
+LAST_ANSWERS_SECONDS = 10.0
+
+
+def launch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Serve until SIGTERM or SIGINT. The exit code: 0 after an orderly stop, 2 for bad flags."""
+    given = parse(argv, environ)
+    try:
+        settings = settings_of(given.values, environ)
+    except SettingsError as error:
+        print(f"sd-cloud: {error}", file=sys.stderr)
+        return 2
+    logging.basicConfig(
+        level=settings.loglevel, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for note in given.notes:
+        log.warning("%s", note)
+    try:
+        listener = _listen(settings)
+        token, fresh = made_token(settings)
+    except OSError as error:
+        print(f"sd-cloud: {error}", file=sys.stderr)
+        return 1
+    url = _url(settings, listener)
+    _tell_auth(settings, url, token if fresh else None)
+
+    from sd_cloud.host.app import build
+
+    _serve(build(settings), settings, listener, url)
+    return 0
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Bound before anything slow starts: a port that is taken is known at once.
+
+    Raises OSError with a sentence.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise OSError(
+            f"can't serve on {settings.host}:{settings.port} ({error.strerror}); choose another --port"
+        ) from error
+    return listener
+
+
+def _url(settings: Settings, listener: socket.socket) -> str:
+    scheme = "https" if settings.tls_certfile else "http"
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}:{listener.getsockname()[1]}"
+
+
+def _tell_auth(settings: Settings, url: str, fresh_token: str | None) -> None:
+    if settings.no_auth:
+        log.warning("--no-auth: every caller is let in; keep this behind a gateway that authenticates")
+    elif settings.tokens or settings.api_auth:
+        log.info("callers must send a token or a user and password")
+    elif settings.exposed:
+        log.info("callers from elsewhere must send the token in %s", settings.state_dir / "token")
+    else:
+        log.info("only callers on this machine are served; --listen opens it to others")
+    if fresh_token:
+        # Once, and to standard output: a log is kept and read by many.
+        print(
+            f"A token was made for callers from other machines; it is shown once and kept in "
+            f"{settings.state_dir / 'token'}:\n"
+            f"  curl {url}/sdapi/v1/sd-models --header 'Authorization: {fresh_token}'",
+            flush=True,
+        )
+
+
+def _serve(app: FastAPI, settings: Settings, listener: socket.socket, url: str) -> None:
+    logged = RequestLog(app, by_time=settings.time_log, by_api=settings.api_log)
+    config = uvicorn.Config(
+        logged if settings.time_log or settings.api_log else app,
+        log_config=None,
+        access_log=False,
+        # X-Forwarded-For decides nothing here: who is local is a matter of trust (access/local.py).
+        proxy_headers=False,
+        server_header=False,
+        root_path=settings.subpath,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=int(settings.drain_seconds + CANCEL_GRACE_SECONDS + LAST_ANSWERS_SECONDS),
+        ssl_keyfile=settings.tls_keyfile,
+        ssl_certfile=settings.tls_certfile,
+    )
+    # uvicorn raises the signal it stopped by again once it is done; the handlers that then answer
+    # are these, so that an orderly stop exits with 0.
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, _ignore)
+    _Server(config, app, settings.drain_seconds, url).run(sockets=[listener])
+
+
+def _ignore(signal_number: int, frame: FrameType | None) -> None:
+    pass
+
+
+class _Server(uvicorn.Server):
+    """Drains the service while uvicorn waits for the answers that depend on it."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_seconds: float, url: str) -> None:
+        super().__init__(config)
+        self._app = app
+        self._drain_seconds = drain_seconds
+        self._url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            log.info("serving on %s", self._url)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        service = self._app.state.sd_cloud
+        log.info("stopping: a running job has up to %g seconds", self._drain_seconds)
+        draining = asyncio.create_task(service.stop(self._drain_seconds))
+        await super().shutdown(sockets)
+        await draining
+        log.info("stopped")

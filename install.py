@@ -1,0 +1,293 @@
+"""Set up and run sd-cloud-api. Plain standard library; see `python3 install.py --help`.
+
+Everything goes into `.venv` beside this file; the system's Python is only asked to make it. Run
+by a webui that has this repository in its `extensions/`, it puts the extension proper there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "sd-cloud-installed"
+EXTENSION = ROOT / "extensions" / "sd-cloud-api"
+NEEDED_PYTHON = (3, 11)
+NEEDED_DISK_GIB = 5
+
+USAGE = """
+commands:
+  demo              set up, start the service, send the EAS guide's txt2img request, show its
+                    answer and where the pictures are, stop
+  test [-- ARGS]    set up what the tests need and run them (ARGS go to pytest)
+  launch -- FLAGS   set up and serve: launch -- --listen --port 8000 --api --data-dir ./data
+  webui PATH        put the extension into a stable-diffusion-webui at PATH
+  setup             only set up
+
+--gpu, before the command, also installs xformers and torch's CUDA build.
+Where packages come from is pip's own configuration (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf).
+"""
+
+
+class Problem(Exception):
+    """What failed, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A program that some tests use, its Debian package, and the tests that skip without it."""
+
+    program: str
+    package: str
+    tests: str
+
+
+FOR_TESTS = (
+    Needed("chromium", "chromium", "tests/browser"),
+    Needed("postgres", "postgresql", "tests/postgres"),
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="install.py",
+        epilog=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--gpu", action="store_true", help="for an NVIDIA GPU")
+    parser.add_argument("command", nargs="?", choices=("demo", "test", "launch", "webui", "setup"))
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    given = parser.parse_args(list(argv))
+    rest = given.rest[1:] if given.rest[:1] == ["--"] else given.rest
+    try:
+        if given.command is None:
+            return bare(parser)
+        if given.command == "webui":
+            return webui(rest)
+        if given.command in ("demo", "setup") and rest:
+            raise Problem(f"{given.command} takes no arguments, but got: {' '.join(rest)}")
+        set_up(for_tests=given.command == "test", gpu=given.gpu)
+        if given.command == "demo":
+            return run([PYTHON, ROOT / "scripts" / "launch" / "demo.py"])
+        if given.command == "test":
+            debian_packages_for_tests()
+            return run([PYTHON, "-m", "pytest", *rest])
+        if given.command == "launch":
+            # Replaces this process: signals of a supervisor reach the service itself.
+            os.execv(PYTHON, [str(PYTHON), "-m", "sd_cloud", "launch", *rest])
+        return 0
+    except Problem as problem:
+        print(f"\ninstall.py: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninstall.py: stopped; the next call goes on where this one was", file=sys.stderr)
+        return 130
+
+
+# -- the environment ---------------------------------------------------------------------------
+
+
+def set_up(*, for_tests: bool, gpu: bool) -> None:
+    """Make or complete `.venv`. Returns at once when an earlier call has made all of it."""
+    wanted = what_is_wanted(for_tests=for_tests, gpu=gpu)
+    if is_there(wanted):
+        return
+    with only_one_at_a_time():
+        if is_there(wanted):  # made by another call while this one waited
+            return
+        steps(for_tests=for_tests, gpu=gpu)
+        already = set(STAMP.read_text().split()) if STAMP.exists() else set()
+        STAMP.write_text("\n".join(sorted(already | {wanted})) + "\n")
+        say("ready")
+
+
+def what_is_wanted(*, for_tests: bool, gpu: bool) -> str:
+    """A digest of all that decides what is in `.venv`: it changes when a pin, or its place, does."""
+    digest = hashlib.sha256(str(ROOT).encode())
+    for file in pin_files(for_tests=for_tests, gpu=gpu):
+        digest.update(file.read_bytes())
+    return f"{'test' if for_tests else 'run'}{'-gpu' if gpu else ''}:{digest.hexdigest()[:24]}"
+
+
+def is_there(wanted: str) -> bool:
+    return PYTHON.exists() and STAMP.exists() and wanted in STAMP.read_text().split()
+
+
+def pin_files(*, for_tests: bool, gpu: bool) -> list[Path]:
+    names = ["constraints.txt", *(["constraints-test.txt"] if for_tests else [])]
+    return [ROOT / name for name in (*names, *(["constraints-gpu.txt"] if gpu else []))]
+
+
+@contextlib.contextmanager
+def only_one_at_a_time() -> Iterator[None]:
+    lock = ROOT / ".cache" / "install.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another install.py is setting this up; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def steps(*, for_tests: bool, gpu: bool) -> None:
+    make_venv()
+    files = pin_files(for_tests=for_tests, gpu=gpu)
+    torch = next(line for line in files[0].read_text().splitlines() if line.startswith("torch=="))
+    # "==2.13.0" also takes "2.13.0+cpu", and prefers it where an index has it; "===" does not.
+    say(f"1/3 {torch}" + (" with CUDA" if gpu else ", the CPU build where the package index has it"))
+    pip("install", torch.replace("==", "===") if gpu else torch)
+    pins = [part for file in files for part in ("-r", str(file))]
+    say("2/3 the other packages, at the pinned versions")
+    pip("install", *pins)
+    say("3/3 sd-cloud-api itself")
+    pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+
+
+def make_venv() -> None:
+    if PYTHON.exists() and quiet(PYTHON, "-c", "import pip"):
+        return
+    free_gib = shutil.disk_usage(ROOT).free / 1024**3
+    if free_gib < NEEDED_DISK_GIB:
+        raise Problem(f"{ROOT} has {free_gib:.1f} GiB free, about {NEEDED_DISK_GIB} are needed; make room")
+    python = find_python()
+    if not quiet(python, "-c", "import ensurepip, venv"):
+        add_venv_package(python)
+    say(f"0/3 a Python environment in {VENV}")
+    if run([python, "-m", "venv", "--clear", VENV]) != 0:
+        raise Problem(f"{python} could not make {VENV}; its message is above")
+
+
+def find_python() -> Path:
+    """A Python of the version that the pins were tested on: this one, or one on the PATH."""
+    name = "python" + ".".join(map(str, NEEDED_PYTHON))
+    for candidate in (sys.executable, shutil.which(name)):
+        if candidate and quiet(
+            candidate, "-c", f"import sys; sys.exit(sys.version_info[:2] != {NEEDED_PYTHON})"
+        ):
+            return Path(candidate)
+    raise Problem(
+        f"this needs Python {name.removeprefix('python')}, and this is {sys.version.split()[0]}; "
+        f"install it (Debian 12: apt-get install python3-venv; Ubuntu: apt-get install {name} {name}-venv) "
+        "and call install.py again"
+    )
+
+
+def add_venv_package(python: Path) -> None:
+    """Debian's Python comes without what makes environments; the package of that is its own."""
+    package = f"python{NEEDED_PYTHON[0]}.{NEEDED_PYTHON[1]}-venv"
+    if not apt_get(package) or not quiet(python, "-c", "import ensurepip, venv"):
+        raise Problem(f"{python} can't make environments; run: sudo apt-get install {package}")
+
+
+def pip(*arguments: str) -> None:
+    code = run([PYTHON, "-m", "pip", "--disable-pip-version-check", *arguments])
+    if code != 0:
+        raise Problem(
+            f"`pip {' '.join(arguments)}` failed (exit {code}); pip's own message is above.\n"
+            "  No connection: check the network, or point PIP_INDEX_URL at a mirror.\n"
+            "  No matching version: the mirror lacks it; add one with PIP_EXTRA_INDEX_URL.\n"
+            "  No space: about 5 GiB are needed here and some in $TMPDIR.\n"
+            "Call install.py again afterwards; what is installed stays."
+        )
+
+
+def debian_packages_for_tests() -> None:
+    for needed in FOR_TESTS:
+        if not (ROOT / needed.tests).exists() or has_program(needed.program):
+            continue
+        if not apt_get(needed.package):
+            say(f"{needed.tests} will skip: there is no {needed.program} (apt-get install {needed.package})")
+
+
+def has_program(name: str) -> bool:
+    return bool(shutil.which(name) or list(Path("/usr/lib/postgresql").glob(f"*/bin/{name}")))
+
+
+def apt_get(package: str) -> bool:
+    """Install a Debian package if this user can. False: not installed."""
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        return False
+    say(f"installing Debian's {package}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    run(["apt-get", "update", "-qq"], environment)
+    return run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", package], environment) == 0
+
+
+# -- inside a webui ----------------------------------------------------------------------------
+
+
+def webui(rest: Sequence[str]) -> int:
+    if len(rest) != 1:
+        raise Problem("give the folder of your stable-diffusion-webui: install.py webui PATH")
+    folder = Path(rest[0]).expanduser().resolve()
+    if not is_webui(folder):
+        raise Problem(
+            f"{folder} is not a stable-diffusion-webui: it has no launch.py, modules/ and extensions/"
+        )
+    target = folder / "extensions" / "sd-cloud-api"
+    put_extension(target)
+    say(f"the extension is in {target}; start the webui as always. To remove it, delete that folder")
+    return 0
+
+
+def bare(parser: argparse.ArgumentParser) -> int:
+    """No command: a webui that has this repository in its extensions/ runs it like this."""
+    if ROOT.parent.name != "extensions" or not is_webui(ROOT.parent.parent):
+        parser.print_help()
+        return 2
+    # The clone itself is usually called sd-cloud-api.
+    target = ROOT.parent / ("sd-cloud-api" if ROOT.name != "sd-cloud-api" else "sd-cloud-api-extension")
+    put_extension(target)
+    say(f"the extension proper is now in {target}; the webui loads it from there")
+    # The webui made its list of installers before this one was there.
+    return run([sys.executable, target / "install.py"])
+
+
+def is_webui(folder: Path) -> bool:
+    return all((folder / part).exists() for part in ("launch.py", "modules", "extensions"))
+
+
+def put_extension(target: Path) -> None:
+    """Copy the extension, replacing an older copy of ours and nothing else."""
+    if target.exists() and not (target / "sd_cloud" / "flags.py").exists():
+        raise Problem(f"{target} exists and is not this extension; move it away first")
+    fresh = target.with_name(f".{target.name}-new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(EXTENSION, fresh, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.pyc"))
+    if target.exists():
+        shutil.rmtree(target)
+    fresh.rename(target)
+
+
+# -- small things ------------------------------------------------------------------------------
+
+
+def say(sentence: str) -> None:
+    print(f"install.py: {sentence}", flush=True)
+
+
+def run(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> int:
+    return subprocess.run([str(part) for part in command], env=environment, check=False).returncode
+
+
+def quiet(*command: str | Path) -> bool:
+    done = subprocess.run([str(part) for part in command], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""Write constraints.txt and constraints-test.txt from what is installed in this environment.
+
+Run it with the environment's own Python after a deliberate upgrade:
+``.venv/bin/python scripts/launch/pins.py``. Every package that the roots need, directly or not,
+is pinned to the exact version that was tested.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: What the service itself imports.
+RUNTIME = (
+    "torch", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate", "torchsde", "scipy",
+    "numpy", "pillow", "regex", "lark", "PyYAML", "piexif",
+    "fastapi", "uvicorn", "websockets", "python-multipart", "httpx", "httpcore", "gradio", "psutil",
+    "oss2", "SQLAlchemy", "alembic", "protobuf", "setuptools",
+)  # fmt: skip
+#: What only tests, checks and the demo's training add.
+TEST = (
+    "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "trustme", "ftfy", "import-linter",
+    "ruff", "mypy", "types-PyYAML", "resvg_py",
+)  # fmt: skip
+
+
+def closure(roots: tuple[str, ...]) -> dict[str, str]:
+    """Package name -> version of the roots and all they need here, extras included."""
+    found: dict[str, str] = {}
+    open_ = [Requirement(root) for root in roots]
+    while open_:
+        wanted = open_.pop()
+        dist = distribution(wanted.name)
+        first = _key(dist.name) not in found
+        found[_key(dist.name)] = f"{dist.name}=={dist.version.split('+')[0]}"
+        if not first and not wanted.extras:
+            continue
+        for line in dist.requires or ():
+            needed = Requirement(line)
+            extras = wanted.extras or {""}
+            if needed.marker is None or any(needed.marker.evaluate({"extra": one}) for one in extras):
+                open_.append(needed)
+    return found
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _write(path: Path, title: str, pins: dict[str, str]) -> None:
+    head = f"# {title}\n# Written by scripts/launch/pins.py: tested together on Python 3.11.\n"
+    path.write_text(head + "\n".join(pins[key] for key in sorted(pins)) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    runtime = closure(RUNTIME)
+    test = {key: pin for key, pin in closure(TEST).items() if key not in runtime}
+    _write(ROOT / "constraints.txt", "What the service needs", runtime)
+    _write(ROOT / "constraints-test.txt", "What the tests and checks need beside constraints.txt", test)
+    print(f"{len(runtime)} + {len(test)} packages pinned")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
