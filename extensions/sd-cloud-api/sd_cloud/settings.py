@@ -105,9 +105,9 @@ class Settings:
     api_server_stop: bool = False
     drain_seconds: float = 60.0
     # who may
-    tokens: tuple[str, ...] = ()
-    api_auth: tuple[tuple[str, str], ...] = ()
-    gradio_auth: tuple[tuple[str, str], ...] = ()
+    tokens: tuple[str, ...] = field(default=(), repr=False)
+    api_auth: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    gradio_auth: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     no_auth: bool = False
     # links and files
     image_link_allow: tuple[str, ...] = ()

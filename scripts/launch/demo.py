@@ -1,0 +1,170 @@
+"""`install.py demo`: start the service, send the EAS guide's own txt2img request, show the answer.
+
+The request is the guide's ("txt2img请求和返回示例") but for the names of the checkpoint and the
+folder, and for prompt, size and steps, which would take minutes on a CPU as they stand there.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA_DIR = ROOT / "data" / "demo"
+DEMO_MODELS = ROOT / "demo" / "models"
+MODEL_FLAGS = {
+    "Stable-diffusion": "--ckpt-dir",
+    "VAE": "--vae-dir",
+    "Lora": "--lora-dir",
+    "ControlNet": "--controlnet-dir",
+}
+START_SECONDS = 300
+ANSWER_SECONDS = 600
+STOP_SECONDS = 60
+
+
+class Problem(Exception):
+    """What went wrong, for a person."""
+
+
+def guide_request(checkpoint: str, save_dir: Path, prompt: str) -> dict[str, Any]:
+    return {
+        "alwayson_scripts": {
+            "sd_model_checkpoint": checkpoint,
+            "save_dir": str(save_dir),
+            "sd_vae": "Automatic",
+        },
+        "steps": 8,
+        "prompt": prompt,
+        "batch_size": 1,
+        "n_iter": 2,
+        "width": 256,
+        "height": 256,
+        "negative_prompt": "ugly, out of frame",
+    }
+
+
+def checkpoint() -> tuple[str, str, list[str]]:
+    """The name of a checkpoint, a prompt it knows, and the flags by which the service finds it."""
+    trained = sorted((DEMO_MODELS / "Stable-diffusion").glob("*.safetensors"))
+    if trained:
+        flags = [
+            f"{flag}={DEMO_MODELS / name}"
+            for name, flag in MODEL_FLAGS.items()
+            if (DEMO_MODELS / name).is_dir()
+        ]
+        return trained[0].name, prompt_of(trained[0]), flags
+    tiny = DATA_DIR / "models" / "Stable-diffusion" / "tiny-random.safetensors"
+    if not tiny.exists():
+        print("making a small checkpoint with random weights: it draws patterns, not things", flush=True)
+        from tiny_checkpoint import write
+
+        write(tiny)
+    return tiny.name, "girls", []
+
+
+def prompt_of(trained: Path) -> str:
+    """The prompt that whoever trained the checkpoint put beside it."""
+    note = trained.with_suffix(".prompt.txt")
+    return note.read_text(encoding="utf-8").strip() if note.exists() else "girls"
+
+
+@contextmanager
+def service(flags: list[str]) -> Iterator[str]:
+    """The service on a free port of this machine, ready; its URL. Stopped by SIGTERM."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = DATA_DIR / "service.log"
+    own = ["--port", str(port), "--data-dir", str(DATA_DIR), "--state-dir", str(DATA_DIR / "state")]
+    command = [sys.executable, "-m", "sd_cloud", "launch", "--api", "--nowebui", *own, *flags]
+    print(f"starting the service (its log: {log})", flush=True)
+    started = time.monotonic()
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url, process)
+        print(f"ready at {url} after {time.monotonic() - started:.1f} s", flush=True)
+        yield url
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(STOP_SECONDS)
+        if code != 0:
+            raise Problem(f"the service ended with {code} when it was told to stop")
+        print("stopped", flush=True)
+    except (Problem, OSError, subprocess.TimeoutExpired) as error:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        raise Problem("\n".join([str(error), f"the end of {log}:", *lines[-30:]])) from error
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    reason = "it does not answer"
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise Problem(f"the service ended with {process.returncode} while it started")
+        try:
+            status, answer = call(f"{url}/readyz", None, 5)
+            if status == 200:
+                return
+            reason = str(answer.get("reason"))
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise Problem(f"the service was not ready within {START_SECONDS} s: {reason}")
+
+
+def call(url: str, body: dict[str, Any] | None, seconds: float) -> tuple[int, dict[str, Any]]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine needs no proxy
+    try:
+        with direct.open(request, timeout=seconds) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read() or b"{}")
+
+
+def show(title: str, content: Any) -> None:
+    print(f"\n{title}\n{json.dumps(content, indent=2, ensure_ascii=False)}", flush=True)
+
+
+def main() -> int:
+    DATA_DIR.mkdir(parents=True, exist_ok=True)
+    name, prompt, flags = checkpoint()
+    try:
+        with service(flags) as url:
+            request = guide_request(name, DATA_DIR / "outputs", prompt)
+            show(f"POST {url}/sdapi/v1/txt2img", request)
+            started = time.monotonic()
+            status, answer = call(f"{url}/sdapi/v1/txt2img", request, ANSWER_SECONDS)
+            show(f"{status} after {time.monotonic() - started:.1f} s", answer)
+            if status != 200 or answer["parameters"]["status"] != 0:
+                raise Problem("the request failed; the answer above says why")
+            print("\npictures:")
+            for path in map(Path, answer["parameters"]["image_url"].split(",")):
+                if not path.is_file():
+                    raise Problem(f"the answer names {path}, which is not there")
+                print(path.resolve(), flush=True)
+    except Problem as problem:
+        print(f"demo: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
