@@ -49,6 +49,12 @@ class InputRefused(BadRequest):
     code, http_status, eas_status = "input_refused", 422, 1
 
 
+class NotFound(BadRequest):
+    """Something the request names is not part of this service: a sampler, a script, a style."""
+
+    code, http_status, eas_status = "not_found", 404, 1
+
+
 class InputUnreachable(ServiceError):
     """The other side of a link failed, or took too long."""
 
@@ -121,6 +127,12 @@ class QuotaExceeded(ServiceError):
     """This owner has reached a limit of their own."""
 
     code, http_status, eas_status = "quota_exceeded", 429, 10
+
+
+class IdempotencyConflict(ServiceError):
+    """The Idempotency-Key was used before, for another request."""
+
+    code, http_status, eas_status = "idempotency_conflict", 409, 1
 
 
 class NotAllowed(ServiceError):
