@@ -43,19 +43,51 @@ def launch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     for note in given.notes:
         log.warning("%s", note)
+    stop = _StopSignals()
     try:
         listener = _listen(settings)
         token, fresh = made_token(settings)
+        url = _url(settings, listener)
+        _tell_auth(settings, url, token if fresh else None)
+        app = _build(settings)
     except OSError as error:
         print(f"sd-cloud: {error}", file=sys.stderr)
         return 1
-    url = _url(settings, listener)
-    _tell_auth(settings, url, token if fresh else None)
-
-    from sd_cloud.host.app import build
-
-    _serve(build(settings), settings, listener, url)
+    _serve(app, settings, listener, url, stop)
     return 0
+
+
+def _build(settings: Settings) -> FastAPI:
+    from sd_cloud.host.app import build
+    from sd_cloud.host.options import OptionsUnreadable
+
+    try:
+        return build(settings)
+    except OptionsUnreadable as error:
+        raise OSError(str(error)) from error
+
+
+class _StopSignals:
+    """SIGTERM and SIGINT from now on ask for an orderly stop, also before there is a server.
+
+    uvicorn has handlers of its own while it serves; it then raises the signal again for these,
+    so that an orderly stop exits with 0.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._server: uvicorn.Server | None = None
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, self._ask)
+
+    def _ask(self, signal_number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        if self._server is not None:
+            self._server.should_exit = True
+
+    def stops(self, server: uvicorn.Server) -> None:
+        self._server = server
+        server.should_exit = self._asked
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -102,7 +134,7 @@ def _tell_auth(settings: Settings, url: str, fresh_token: str | None) -> None:
         )
 
 
-def _serve(app: FastAPI, settings: Settings, listener: socket.socket, url: str) -> None:
+def _serve(app: FastAPI, settings: Settings, listener: socket.socket, url: str, stop: _StopSignals) -> None:
     logged = RequestLog(app, by_time=settings.time_log, by_api=settings.api_log)
     config = uvicorn.Config(
         logged if settings.time_log or settings.api_log else app,
@@ -117,15 +149,9 @@ def _serve(app: FastAPI, settings: Settings, listener: socket.socket, url: str) 
         ssl_keyfile=settings.tls_keyfile,
         ssl_certfile=settings.tls_certfile,
     )
-    # uvicorn raises the signal it stopped by again once it is done; the handlers that then answer
-    # are these, so that an orderly stop exits with 0.
-    for one in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(one, _ignore)
-    _Server(config, app, settings.drain_seconds, url).run(sockets=[listener])
-
-
-def _ignore(signal_number: int, frame: FrameType | None) -> None:
-    pass
+    server = _Server(config, app, settings.drain_seconds, url)
+    stop.stops(server)
+    server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):

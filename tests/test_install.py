@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PIN_FILES = ("constraints.txt", "constraints-test.txt", "constraints-gpu.txt")
+
+
+def module(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.fixture
+def install() -> ModuleType:
+    return module(ROOT / "install.py", "our_install")
+
+
+@pytest.fixture
+def webui(tmp_path: Path) -> Path:
+    """What a stable-diffusion-webui looks like from outside."""
+    folder = tmp_path / "webui"
+    for part in ("modules", "extensions"):
+        (folder / part).mkdir(parents=True)
+    (folder / "launch.py").touch()
+    return folder
+
+
+def pins() -> dict[str, str]:
+    lines = [line for name in PIN_FILES for line in (ROOT / name).read_text().splitlines()]
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_every_package_is_pinned_to_one_exact_version() -> None:
+    lines = [line for name in PIN_FILES for line in (ROOT / name).read_text().splitlines()]
+    stated = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in stated)
+    assert len(stated) == len(pins())
+    assert pins()["torch"] == "2.13.0"
+
+
+def test_the_pins_are_what_these_tests_run_on() -> None:
+    differing = {}
+    for name, pinned in pins().items():
+        try:
+            installed = version(name).split("+")[0]
+        except PackageNotFoundError:
+            continue  # constraints-gpu.txt
+        if installed != pinned:
+            differing[name] = f"{installed} installed, {pinned} pinned"
+    assert not differing
+
+
+def test_no_pin_names_where_packages_come_from() -> None:
+    for name in PIN_FILES:
+        assert not re.search(r"://|--index|--find-links", (ROOT / name).read_text())
+
+
+def test_another_python_is_refused_in_a_sentence_that_says_what_to_install(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "NEEDED_PYTHON", (3, 99))
+    with pytest.raises(install.Problem, match=r"needs Python 3\.99.*apt-get install"):
+        install.find_python()
+
+
+def test_this_python_is_taken_when_it_is_the_right_one(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "NEEDED_PYTHON", sys.version_info[:2])
+    assert install.find_python() == Path(sys.executable)
+
+
+def test_a_finished_environment_is_reused_until_a_pin_changes(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in PIN_FILES:
+        shutil.copy(ROOT / name, tmp_path)
+    venv = tmp_path / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    for name, value in {
+        "ROOT": tmp_path,
+        "VENV": venv,
+        "PYTHON": venv / "bin/python",
+        "STAMP": venv / "ok",
+    }.items():
+        monkeypatch.setattr(install, name, value)
+    made: list[dict[str, bool]] = []
+
+    def steps(**what: bool) -> None:
+        made.append(what)
+        (venv / "bin/python").touch()
+
+    monkeypatch.setattr(install, "steps", steps)
+    run, test = {"for_tests": False, "gpu": False}, {"for_tests": True, "gpu": False}
+    for what in (run, run, test, run, test):
+        install.set_up(**what)
+    assert made == [run, test]
+    (tmp_path / "constraints.txt").write_text("torch==2.13.1\n")
+    install.set_up(**run)
+    assert made == [run, test, run]
+
+
+def test_a_failed_step_leaves_no_stamp_and_says_what_to_do(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"VENV": tmp_path, "PYTHON": tmp_path / "python", "STAMP": tmp_path / "ok"}.items():
+        monkeypatch.setattr(install, name, value)
+    monkeypatch.setattr(install, "make_venv", lambda: None)
+    monkeypatch.setattr(install, "run", lambda *_: 1)
+    assert install.main(["setup"]) == 1
+    said = capsys.readouterr().err
+    assert "pip install torch==2.13.0" in said and "PIP_INDEX_URL" in said
+    assert not (tmp_path / "ok").exists()
+
+
+def test_torch_is_the_cpu_build_unless_a_gpu_is_asked_for(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(install, "make_venv", lambda: None)
+    monkeypatch.setattr(install, "pip", lambda *arguments: asked.append(arguments))
+    install.steps(for_tests=False, gpu=False)
+    assert asked[0] == ("install", "torch==2.13.0")
+    assert not any("constraints-gpu" in part for call in asked for part in call)
+    asked.clear()
+    install.steps(for_tests=False, gpu=True)
+    assert asked[0] == ("install", "torch===2.13.0")  # "===" does not take 2.13.0+cpu
+    assert any(part.endswith("constraints-gpu.txt") for part in asked[1])
+
+
+def test_the_webui_command_copies_the_extension_and_replaces_an_older_copy(
+    install: ModuleType, webui: Path
+) -> None:
+    for _ in range(2):
+        assert install.main(["webui", str(webui)]) == 0
+        target = webui / "extensions" / "sd-cloud-api"
+        assert (target / "preload.py").is_file() and (target / "sd_cloud" / "flags.py").is_file()
+        assert not list(target.rglob("__pycache__")) and not list(target.rglob("*.egg-info"))
+        assert [one.name for one in target.parent.iterdir()] == ["sd-cloud-api"]
+        (target / "stale.txt").touch()
+    assert install.main(["webui", str(webui)]) == 0
+    assert not (target / "stale.txt").exists()
+
+
+def test_a_folder_that_is_not_ours_is_not_replaced(
+    install: ModuleType, webui: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = webui / "extensions" / "sd-cloud-api" / "precious.txt"
+    other.parent.mkdir()
+    other.touch()
+    assert install.main(["webui", str(webui)]) == 1
+    assert other.exists() and "move it away" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_webui_is_refused(
+    install: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert install.main(["webui", str(tmp_path)]) == 1
+    assert "not a stable-diffusion-webui" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cloned_as", "extension"), [("sd-cloud", "sd-cloud-api"), ("sd-cloud-api", "sd-cloud-api-extension")]
+)
+def test_cloned_by_the_webuis_extensions_tab_it_puts_the_extension_beside_itself(
+    webui: Path, cloned_as: str, extension: str
+) -> None:
+    clone = webui / "extensions" / cloned_as
+    clone.mkdir()
+    shutil.copy(ROOT / "install.py", clone)
+    shutil.copytree(
+        ROOT / "extensions", clone / "extensions", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+    )
+    done = subprocess.run([sys.executable, clone / "install.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert str(webui / "extensions" / extension) in done.stdout
+    assert (webui / "extensions" / extension / "preload.py").is_file()
+
+
+def test_a_bare_call_anywhere_else_shows_the_commands(
+    install: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert install.main([]) == 2
+    said = capsys.readouterr().out
+    assert all(command in said for command in ("demo", "test", "launch -- FLAGS", "webui PATH"))
+
+
+def test_scripts_has_no_module_that_a_webui_would_import() -> None:
+    assert not [one.name for one in (ROOT / "scripts").iterdir() if one.is_file()]
+
+
+def test_the_extensions_own_install_adds_nothing_where_nothing_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hook = module(ROOT / "extensions" / "sd-cloud-api" / "install.py", "extension_install")
+    monkeypatch.setattr(hook.subprocess, "run", lambda *a, **k: pytest.fail("pip was called"))
+    assert hook.main() == 0
+
+
+def test_the_extensions_own_install_holds_every_installed_package_where_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hook = module(ROOT / "extensions" / "sd-cloud-api" / "install.py", "extension_install")
+    monkeypatch.setitem(hook.REQUIREMENTS, "no-such-package", "no-such-package>=1")
+    calls: list[list[str]] = []
+
+    def pip(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        calls.append([*command, Path(command[command.index("-c") + 1]).read_text()])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(hook.subprocess, "run", pip)
+    assert hook.main() == 0
+    assert calls[0][-2] == "no-such-package>=1"
+    assert f"numpy=={version('numpy')}\n" in calls[0][-1]
+    assert "torch" not in hook.REQUIREMENTS
