@@ -50,6 +50,7 @@ class Job:
     job, so that a later change of the options does not reach a waiting job.
     ``labels``: what the caller wants back (``id_task``, ``uid``, tags). They select nothing.
     ``family``: what some model families need beside the native fields (``shift`` of SD 3, …).
+    ``callback_url``: whom to tell, by a signed POST, when the task is over.
     """
 
     kind: Kind
@@ -65,6 +66,7 @@ class Job:
     priority: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     family: Mapping[str, Any] = field(default_factory=dict)
+    callback_url: str | None = None
 
     def with_payload(self, payload: Mapping[str, Any]) -> Job:
         return replace(self, payload=payload)
@@ -81,7 +83,8 @@ class Picture:
 
     ``image`` is what the engine made (mode RGB or RGBA). ``path`` and ``link`` are filled in by
     :mod:`sd_cloud.outputs` once it is saved: ``path`` is the file (or ``oss://`` address) that
-    the caller is told. ``error`` says why this one picture of an otherwise good job is missing.
+    the caller is told. ``oss_address`` is the ``oss://`` address of that file where it is on OSS or
+    on a mounted bucket. ``error`` says why this one picture of an otherwise good job is missing.
     """
 
     image: Image.Image | None
@@ -92,6 +95,7 @@ class Picture:
     path: str | None = None
     link: str | None = None
     error: str | None = None
+    oss_address: str | None = None
 
 
 @dataclass(frozen=True)
