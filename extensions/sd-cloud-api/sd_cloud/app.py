@@ -24,14 +24,20 @@ OPEN_PATHS = ("/healthz", "/readyz", "/sd-cloud/v1/files/")
 
 
 def attach(
-    app: FastAPI, service: Service, settings: Settings, *, access: Access, native_access: Access | None = None
+    app: FastAPI,
+    service: Service,
+    settings: Settings,
+    *,
+    access: Access,
+    native_access: Access | None = None,
+    native_job: eas.NativeJob = eas.plain_native_job,
 ) -> None:
     """Add our routes and put the EAS parameters in front of the native ones. Idempotent.
 
     ``access`` says who may use the routes we add; ``native_access`` the wrapped native ones, where
-    another rule holds for them.
+    another rule holds for them. ``native_job`` makes the job of a native request.
     """
-    eas.wrap(app, service, native_access or access)
+    eas.wrap(app, service, native_access or access, native_job)
     if getattr(app.state, "sd_cloud", None) is not None:
         return
     app.state.sd_cloud = service

@@ -14,7 +14,8 @@ import json
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -36,22 +37,28 @@ CONTROLNET_NAMES = ("controlnet", "ControlNet")
 
 ROUTES: Mapping[str, Kind] = {"/sdapi/v1/txt2img": "txt2img", "/sdapi/v1/img2img": "img2img"}
 
+class NativeJob(Protocol):
+    """Makes the job of a native request. Raises a ServiceError for a name that is not there."""
+
+    async def __call__(self, kind: Kind, payload: Mapping[str, Any], *, owner: str) -> Job: ...
+
+
 _WRAPPED = "_sd_cloud_wrapped"
 _MARKS = tuple(f'"{key}"'.encode() for key in (*KEYS, *UNIT_KEYS))
 
 
-def wrap(app: FastAPI, service: Service, access: Access) -> None:
+def wrap(app: FastAPI, service: Service, access: Access, native_job: NativeJob) -> None:
     """Put the EAS parameters in front of the app's own txt2img and img2img routes.
 
     Idempotent. Each native route keeps its place, its name and its schema; what it runs becomes
-    ours, behind the same dependencies (its auth).
+    ours, behind the same dependencies (its auth). ``native_job`` makes the job of a native request.
     """
     for route in native_routes(app):
         if not is_wrapped(route):
             native = route.app
             ours = APIRoute(
                 route.path,
-                _endpoint(route, native, ROUTES[route.path], service, access),
+                _endpoint(route, native, service, access, native_job),
                 methods=["POST"],
                 response_model=None,
                 dependencies=route.dependencies,
@@ -71,8 +78,10 @@ def is_wrapped(route: APIRoute) -> bool:
 
 
 def _endpoint(
-    route: APIRoute, native: ASGIApp, kind: Kind, service: Service, access: Access
+    route: APIRoute, native: ASGIApp, service: Service, access: Access, native_job: NativeJob
 ) -> Callable[[Request], Awaitable[Response]]:
+    kind = ROUTES[route.path]
+
     async def endpoint(request: Request) -> Response:
         body = await request.body()
         scripts = await _scripts_of(body)
@@ -82,7 +91,7 @@ def _endpoint(
         started = time.monotonic()
         try:
             caller = await access.caller(request)
-            job = parse(kind, json.loads(body), route, owner=caller.owner)
+            job = await parse(kind, json.loads(body), route, native_job, owner=caller.owner)
             request.scope["sd_cloud.job"] = job.id
             outcome = await service.run(job)
         except errors.ServiceError as error:
@@ -143,8 +152,10 @@ def _labels(scripts: Mapping[str, Any]) -> dict[str, str]:
     return {key: str(scripts[key]) for key in ("id_task", "uid") if scripts.get(key) is not None}
 
 
-def parse(kind: Kind, body: dict[str, Any], route: APIRoute, *, owner: str) -> Job:
-    """The job of an EAS request. Raises BadRequest naming the field."""
+async def parse(
+    kind: Kind, body: dict[str, Any], route: APIRoute, native_job: NativeJob, *, owner: str
+) -> Job:
+    """The job of an EAS request. Raises BadRequest naming the field, and what ``native_job`` raises."""
     scripts = dict(body["alwayson_scripts"])
     ours = {key: scripts.pop(key) for key in KEYS if key in scripts}
     for key, value in ours.items():
@@ -166,21 +177,27 @@ def parse(kind: Kind, body: dict[str, Any], route: APIRoute, *, owner: str) -> J
             "img2img needs a picture: give init_images (base64) or alwayson_scripts.image_link (a URL)",
             field="init_images",
         )
+    # From here on it is a native request that says the same in the webui's own words.
     override = dict(payload.get("override_settings") or {})
-    checkpoint = ours.get("sd_model_checkpoint") or override.pop("sd_model_checkpoint", None)
-    vae = ours.get("sd_vae") or override.pop("sd_vae", None)
-    payload["override_settings"] = override
-    payload["save_images"] = True
-    return Job(
-        kind,
-        payload,
-        owner=owner,
+    for name in ("sd_model_checkpoint", "sd_vae"):
+        if ours.get(name):
+            override[name] = ours[name]
+    payload = {**payload, "override_settings": override, "save_images": True}
+    job = await native_job(kind, payload, owner=owner)
+    return replace(
+        job,
         dialect="eas",
-        checkpoint=checkpoint,
-        vae=vae,
         target=Target("eas", ours.get("save_dir") or None),
         labels={key: str(ours[key]) for key in ("id_task", "uid") if ours.get(key) is not None},
     )
+
+
+async def plain_native_job(kind: Kind, payload: Mapping[str, Any], *, owner: str) -> Job:
+    """The job of a native request whose names the engine itself checks (inside the webui)."""
+    override = dict(payload.get("override_settings") or {})
+    checkpoint, vae = override.pop("sd_model_checkpoint", None), override.pop("sd_vae", None)
+    payload = {**payload, "override_settings": override}
+    return Job(kind, payload, owner=owner, checkpoint=checkpoint, vae=vae)
 
 
 def _validated(body: dict[str, Any], route: APIRoute) -> dict[str, Any]:

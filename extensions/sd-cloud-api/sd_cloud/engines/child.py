@@ -114,7 +114,8 @@ class ChildEngine:
         ready = asyncio.ensure_future(self._ready.wait())
         try:
             limit = self._settings.engine_start_seconds
-            await asyncio.wait({ready, done}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {ready, done}
+            await asyncio.wait(either, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if not ready.done() and not done.done():
                 raise EngineFailed(f"the engine did not start within {limit:g} s; see the log")
         finally:
