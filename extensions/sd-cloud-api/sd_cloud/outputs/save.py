@@ -1,0 +1,227 @@
+"""Pictures to disk or to OSS, each whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import anyio
+
+from sd_cloud.errors import SavingFailed
+from sd_cloud.job import Job, Outcome, Picture
+from sd_cloud.oss import SCHEME, Oss, OssAddress
+from sd_cloud.outputs.links import Links
+from sd_cloud.outputs.names import Name, eas_name, task_name, webui_name
+from sd_cloud.outputs.png import CONTENT_TYPES, encode
+from sd_cloud.roots import Roots
+from sd_cloud.settings import Settings
+
+FIELD = "save_dir"
+#: How many taken numbers are passed over before a folder's numbering is given up.
+LIMIT_NUMBER_TRIES = 10_000
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Where a picture is: as the caller is told, and the file itself (None in OSS)."""
+
+    path: str
+    link: str
+    oss_address: str | None = None
+
+
+class Outputs:
+    """Saves what a job's target asks for, and says where."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        links: Links | None = None,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        self._settings = settings
+        self._roots = Roots.of(settings)
+        self._links = links or Links(settings)
+        self._oss = Oss(settings.oss)
+        self._now = now
+
+    async def save(self, job: Job, outcome: Outcome) -> Outcome:
+        """The outcome with each saved picture's ``path`` and ``link`` filled in.
+
+        Raises InputRefused when the target is not allowed, SavingFailed when a file could not be
+        written (the files before it stay, and the message names them) or when OSS took none of
+        the pictures. A picture that OSS alone did not take gets that as its ``error``.
+        """
+        if job.target is None or not outcome.pictures:
+            return outcome
+        return await anyio.to_thread.run_sync(self._save, job, outcome)
+
+    def _save(self, job: Job, outcome: Outcome) -> Outcome:
+        assert job.target is not None
+        save_dir = job.target.save_dir
+        to_oss = save_dir is not None and save_dir.startswith(SCHEME)
+        put = self._put_oss(job, str(save_dir)) if to_oss else self._put_file(job, save_dir)
+        done: list[Picture] = []
+        for picture, name in zip(outcome.pictures, self._names(job, outcome), strict=True):
+            if name is None or picture.image is None:
+                done.append(picture)
+                continue
+            try:
+                saved = put(picture, name)
+            except SavingFailed as error:
+                if not to_oss:
+                    raise _naming_what_stays(error, done) from error
+                done.append(replace(picture, error=str(error)))
+            else:
+                done.append(replace(picture, path=saved.path, link=saved.link, oss_address=saved.oss_address))
+        tried = [p for p in done if p.path or p.error]
+        if to_oss and tried and not any(p.path for p in tried):
+            raise SavingFailed(tried[0].error or "OSS took none of the pictures", field=FIELD)
+        return replace(outcome, pictures=tuple(done))
+
+    def _names(self, job: Job, outcome: Outcome) -> list[Name | None]:
+        assert job.target is not None
+        moment = self._now()
+        names: list[Name | None] = []
+        indexes: dict[str, int] = {}
+        for picture in outcome.pictures:
+            index = indexes.get(picture.role, 0)
+            indexes[picture.role] = index + 1
+            if picture.image is None or picture.error:
+                names.append(None)
+            elif job.target.naming == "eas":
+                names.append(eas_name(job, picture, moment))
+            elif job.target.naming == "task":
+                names.append(task_name(job, len(names) + 1))
+            else:
+                names.append(webui_name(self._settings, job, outcome, picture, index, moment))
+        return names
+
+    # -- local disk -----------------------------------------------------------------------------
+
+    def _put_file(self, job: Job, save_dir: str | None) -> Callable[[Picture, Name], Saved]:
+        asked = self._settings.outputs_dir / save_dir if save_dir else self._settings.outputs_dir
+        self._roots.place(asked, field=FIELD)
+
+        def put(picture: Picture, name: Name) -> Saved:
+            data = self._encoded(job, picture, name)
+            folder = asked / name.folder
+            try:
+                # Checked before the folder is made and again behind it: a link in between counts.
+                self._roots.place(folder, field=FIELD).mkdir(parents=True, exist_ok=True)
+                place = self._roots.place(folder, field=FIELD)
+                file = write_new(place, name, data)
+                if job.option("save_txt", False) and picture.infotext:
+                    text = file.with_suffix(".txt")
+                    _write_whole(text, f"{picture.infotext}\n".encode(), replaces=True)
+            except OSError as error:
+                raise SavingFailed(
+                    f"{folder} could not be written to: {error.strerror or error}", field=FIELD
+                ) from error
+            told = place / file.name if ".." in folder.parts else folder / file.name
+            address = self._oss.mounted_at(told)
+            return Saved(str(told), self._links.sign(file, job.owner), str(address) if address else None)
+
+        return put
+
+    # -- OSS ------------------------------------------------------------------------------------
+
+    def _put_oss(self, job: Job, save_dir: str) -> Callable[[Picture, Name], Saved]:
+        base = self._oss.allowed(save_dir, field=FIELD)
+
+        def put(picture: Picture, name: Name) -> Saved:
+            relative = (name.folder / name.fitted(name.stem)).as_posix()
+            address: OssAddress = base / relative
+            self._oss.put(address, self._encoded(job, picture, name), CONTENT_TYPES[name.ending])
+            link = self._oss.sign(address, self._settings.link_seconds)
+            return Saved(str(address), link, str(address))
+
+        return put
+
+    def _encoded(self, job: Job, picture: Picture, name: Name) -> bytes:
+        assert picture.image is not None
+        return encode(
+            picture.image,
+            name.ending,
+            picture.infotext if job.option("enable_pnginfo", True) else "",
+            quality=int(job.option("jpeg_quality", 80) or 80),
+            lossless=bool(job.option("webp_lossless", False)),
+        )
+
+
+def _naming_what_stays(error: SavingFailed, done: list[Picture]) -> SavingFailed:
+    kept = [p.path for p in done if p.path]
+    if not kept:
+        return error
+    return SavingFailed(f"{error.args[0]}; saved before it: {', '.join(kept)}", field=error.field)
+
+
+def write_new(folder: Path, name: Name, data: bytes) -> Path:
+    """Write a file under its name, or under the next free number of its folder. Raises OSError."""
+    if not name.numbered:
+        return _write_unnumbered(folder, name, data)
+    number = next_number(folder, name.basename)
+    for taken in range(LIMIT_NUMBER_TRIES):
+        file = folder / name.with_number(number + taken)
+        if _write_whole(file, data, replaces=False):
+            return file
+    raise OSError(f"{LIMIT_NUMBER_TRIES} numbers from {number} on are taken")
+
+
+def _write_unnumbered(folder: Path, name: Name, data: bytes) -> Path:
+    file = folder / name.fitted(name.stem)
+    count = 0
+    while not _write_whole(file, data, replaces=name.replaces):
+        count += 1
+        file = folder / name.fitted(f"{name.stem}-{count}")
+    return file
+
+
+def next_number(folder: Path, basename: str) -> int:
+    """One more than the highest number that a file's name in the folder begins with, behind ``basename-``."""
+    prefix = f"{basename}-" if basename else ""
+    highest = -1
+    for entry in os.scandir(folder):
+        if entry.name.startswith(prefix):
+            digits = Path(entry.name[len(prefix) :]).stem.partition("-")[0]
+            if digits.isdecimal():
+                highest = max(highest, int(digits))
+    return highest + 1
+
+
+def _write_whole(file: Path, data: bytes, *, replaces: bool) -> bool:
+    """Put a complete file in its place; False when its name is taken and ``replaces`` is not set.
+
+    It is written under another name in the same folder, flushed to the disk (where a full disk or
+    a mount that uploads on closing says so) and only then given its name.
+    """
+    partial = file.parent / f".{uuid.uuid4().hex}.partial"
+    try:
+        with partial.open("xb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        if replaces:
+            partial.replace(file)
+            return True
+        return _claim(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _claim(partial: Path, file: Path) -> bool:
+    try:
+        os.link(partial, file)
+        return True
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links, such as a mounted bucket
+        if file.exists():
+            return False
+        partial.replace(file)
+        return True

@@ -1,0 +1,86 @@
+"""Where files that a request names may be: below an output root, links followed, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd_cloud.errors import InputRefused
+from sd_cloud.settings import Settings
+
+CLOSED_FOLDERS = ("models", "embeddings", "extensions")
+
+
+@dataclass(frozen=True)
+class Roots:
+    """The folders a request may name paths in, and those it never may.
+
+    ``closed`` wins over ``opened``: an operator who opens the whole data dir has not opened the
+    folders in it from which models and code are loaded. All are resolved, links followed.
+    """
+
+    outputs: Path
+    opened: tuple[Path, ...]
+    closed: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, settings: Settings) -> Roots:
+        folders = settings.folders
+        models = (
+            *folders.checkpoints,
+            *folders.vaes,
+            *folders.loras,
+            *folders.embeddings,
+            *folders.hypernetworks,
+            *folders.controlnets,
+            *folders.esrgan,
+            *folders.gfpgan,
+            *folders.codeformer,
+        )
+        own = tuple(settings.data_dir / name for name in CLOSED_FOLDERS)
+        return cls(
+            outputs=settings.outputs_dir,
+            opened=_resolved((settings.outputs_dir, *settings.save_dir_roots)),
+            closed=_resolved((*own, *models, settings.state_dir)),
+        )
+
+    def place(self, path: str | Path, *, field: str, below: Path | None = None) -> Path:
+        """The resolved place of a path, which need not exist yet.
+
+        A relative path is below ``below`` (default: the outputs dir). Raises InputRefused, naming
+        ``field`` and the rule, when it ends outside the opened folders or inside a closed one.
+        """
+        text = str(path)
+        if "\0" in text:
+            raise InputRefused("a path holds no zero byte", field=field)
+        place = resolved((below or self.outputs) / text)
+        if any(place.is_relative_to(folder) for folder in self.closed):
+            raise InputRefused(
+                f"{text} is in a folder that models, extensions or the service's own state are in; "
+                "no request may name it",
+                field=field,
+            )
+        if not self.holds(place):
+            raise InputRefused(
+                f"{text} is outside the output folders; name a place below {self.outputs} "
+                "or have the operator open it with --save-dir-root",
+                field=field,
+            )
+        return place
+
+    def holds(self, place: Path) -> bool:
+        """Whether a resolved place may be read and written on a caller's behalf."""
+        return any(place.is_relative_to(root) for root in self.opened) and not any(
+            place.is_relative_to(folder) for folder in self.closed
+        )
+
+
+def resolved(path: Path) -> Path:
+    """The path with every link followed, as far as it exists."""
+    return Path(os.path.realpath(path))
+
+
+def _resolved(paths: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(dict.fromkeys(resolved(path) for path in paths))
