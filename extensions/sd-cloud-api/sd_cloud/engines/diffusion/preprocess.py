@@ -1,0 +1,227 @@
+"""Preprocessors: a photograph in, the control map a ControlNet was trained on out.
+
+Arrays are uint8 with shape (height, width, 3), or (…, 4) for inpainting, where the fourth channel
+is the mask. What each computes follows sd-webui-controlnet, including its use of BGR conversions
+on RGB pixels (recolor), because the same request is to give the same map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sd_cloud.engines.diffusion.preprocess_table import NETWORK_FILES, Module, weight_free_names
+from sd_cloud.errors import NotImplementedHere
+from sd_cloud.settings import Settings
+
+Pixels = NDArray[np.uint8]
+
+PAD_PX = 64  # detectors see sides that are multiples of this
+NOISE_CELL_PX = 256
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What a preprocessor is given beside the image. ``seed`` decides what is random in it."""
+
+    resolution: float = 512
+    a: float = 0.0
+    b: float = 0.0
+    seed: int | None = None
+
+
+def detect(
+    module: Module, image: Pixels, detection: Detection, settings: Settings, *, field: str = "module"
+) -> Pixels:
+    """The control map of ``image``; its size is the preprocessor's affair.
+
+    Raises NotImplementedHere, naming the weights, for one that needs a network that is not here.
+    """
+    found = _PLAIN.get(module.name)
+    if found is not None:
+        return np.ascontiguousarray(found(image, detection))
+    weights = weights_file(module, settings)
+    if weights is None:
+        raise NotImplementedHere(_missing(module, settings), field=field)
+    from sd_cloud.engines.diffusion.preprocess_networks import NETWORKS
+
+    padded, size = _resized(rgb(image), detection.resolution)
+    return np.ascontiguousarray(rgb(_cut(NETWORKS[module.name](weights, padded), size)))
+
+
+def weights_file(module: Module, settings: Settings) -> Path | None:
+    """Where the weights of a preprocessor are that is built here; None when there are none."""
+    name = NETWORK_FILES.get(module.name)
+    if name is None:
+        return None
+    folders = settings.folders.controlnets
+    places = [
+        place for folder in folders for place in (folder / "annotators" / name, folder / Path(name).name)
+    ]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _missing(module: Module, settings: Settings) -> str:
+    folder = settings.folders.controlnets[0] / "annotators"
+    known = module.name in NETWORK_FILES
+    fact = f"is not in {folder}" if known else "is for a network that this service does not build"
+    return (
+        f"the preprocessor {module.name!r} needs {module.weights}, which {fact}; "
+        f"without weights there are: {', '.join(weight_free_names())}"
+    )
+
+
+def rgb(image: NDArray[Any]) -> Pixels:
+    """Three channels: grey is repeated, transparency laid over white."""
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2).astype(np.uint8)
+    if image.shape[2] == 4:
+        alpha = image[:, :, 3:].astype(np.float32) / 255.0
+        over = image[:, :, :3].astype(np.float32) * alpha + 255.0 * (1.0 - alpha)
+        return np.asarray(over.clip(0, 255), np.uint8)
+    return np.asarray(image, np.uint8)
+
+
+def _resized(image: Pixels, resolution: float) -> tuple[Pixels, tuple[int, int]]:
+    """The shorter side brought to ``resolution`` px, then padded by its edge to multiples of 64."""
+    height, width = image.shape[:2]
+    factor = float(resolution) / min(height, width)
+    size = (int(np.round(height * factor)), int(np.round(width * factor)))
+    how = cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA
+    scaled = cv2.resize(image, (size[1], size[0]), interpolation=how)
+    padding = [(0, -size[0] % PAD_PX), (0, -size[1] % PAD_PX), (0, 0)]
+    return np.pad(scaled, padding, mode="edge").astype(np.uint8), size
+
+
+def _cut(image: NDArray[Any], size: tuple[int, int]) -> Pixels:
+    return np.ascontiguousarray(image[: size[0], : size[1]])
+
+
+def _sized(image: Pixels, detection: Detection) -> Pixels:
+    padded, size = _resized(rgb(image), detection.resolution)
+    return _cut(padded, size)
+
+
+def _none(image: Pixels, detection: Detection) -> Pixels:
+    return image
+
+
+def _canny(image: Pixels, detection: Detection) -> Pixels:
+    padded, size = _resized(rgb(image), detection.resolution)
+    return rgb(_cut(cv2.Canny(padded, int(detection.a), int(detection.b)), size))
+
+
+def _invert(image: Pixels, detection: Detection) -> Pixels:
+    return (255 - rgb(image)).astype(np.uint8)
+
+
+def _blur(image: Pixels, detection: Detection) -> Pixels:
+    return cv2.GaussianBlur(_sized(image, detection), (0, 0), float(detection.a)).astype(np.uint8)
+
+
+def _xdog(image: Pixels, detection: Detection) -> Pixels:
+    """Extended difference of Gaussians (Winnemöller 2011) with sigmas 0.5 and 5."""
+    padded, size = _resized(rgb(image), detection.resolution)
+    pixels = padded.astype(np.float32)
+    fine, coarse = cv2.GaussianBlur(pixels, (0, 0), 0.5), cv2.GaussianBlur(pixels, (0, 0), 5.0)
+    difference = (255 - np.min(coarse - fine, axis=2)).clip(0, 255).astype(np.uint8)
+    drawn = np.zeros_like(padded)
+    drawn[2 * (255 - difference) > detection.a] = 255
+    return _cut(drawn, size)
+
+
+def _lineart_standard(image: Pixels, detection: Detection) -> Pixels:
+    padded, size = _resized(rgb(image), detection.resolution)
+    pixels = padded.astype(np.float32)
+    darker = np.min(cv2.GaussianBlur(pixels, (0, 0), 6.0) - pixels, axis=2).clip(0, 255)
+    strong = darker[darker > 8]
+    darker *= 127 / max(16.0, float(np.median(strong)) if strong.size else 16.0)
+    return rgb(_cut(darker.clip(0, 255).astype(np.uint8), size))
+
+
+def _threshold(image: Pixels, detection: Detection) -> Pixels:
+    padded, size = _resized(rgb(image), detection.resolution)
+    drawn = np.zeros_like(padded)
+    drawn[np.min(padded, axis=2) > detection.a] = 255
+    return _cut(drawn, size)
+
+
+def _tile_resample(image: Pixels, detection: Detection) -> Pixels:
+    pixels = rgb(image)
+    if detection.a < 1.1:
+        return pixels
+    size = (max(int(pixels.shape[1] / detection.a), 1), max(int(pixels.shape[0] / detection.a), 1))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+
+
+def _tile_colorfix(image: Pixels, detection: Detection) -> Pixels:
+    return rgb(image)
+
+
+def _recolor(conversion: int, channel: int) -> Callable[[Pixels, Detection], Pixels]:
+    def grey(image: Pixels, detection: Detection) -> Pixels:
+        plane = cv2.cvtColor(rgb(image), conversion)[:, :, channel].astype(np.float32) / 255.0
+        return rgb((plane**detection.a * 255.0).clip(0, 255).astype(np.uint8))
+
+    return grey
+
+
+def _color_grid(image: Pixels, detection: Detection) -> Pixels:
+    """One colour for each 64 x 64 px cell (T2I-Adapter's palette map)."""
+    pixels = rgb(image)
+    height, width = pixels.shape[:2]
+    factor = detection.resolution / min(height, width)
+    size = (max(round(width * factor), PAD_PX), max(round(height * factor), PAD_PX))
+    scaled = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    cells = cv2.resize(scaled, (size[0] // PAD_PX, size[1] // PAD_PX), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(cells, size, interpolation=cv2.INTER_NEAREST).astype(np.uint8)
+
+
+def _shuffle(image: Pixels, detection: Detection) -> Pixels:
+    """The image's content moved about along a smooth random flow (ControlNet 1.1 shuffle)."""
+    pixels = _sized(image, detection)
+    height, width = pixels.shape[:2]
+    random = np.random.RandomState(detection.seed)
+    flow = [_noise_disk(random, height, width) * (side - 1.0) for side in (width, height)]
+    across, down = (plane.astype(np.float32) for plane in flow)
+    return np.asarray(cv2.remap(pixels, across, down, cv2.INTER_LINEAR), np.uint8)
+
+
+def _noise_disk(random: np.random.RandomState, height: int, width: int) -> NDArray[np.float64]:
+    """Smooth noise between 0 and 1: one value per 256 px cell, enlarged by cubic interpolation."""
+    cells = random.uniform(0, 1, (height // NOISE_CELL_PX + 2, width // NOISE_CELL_PX + 2, 1))
+    size = (width + 2 * NOISE_CELL_PX, height + 2 * NOISE_CELL_PX)
+    noise: NDArray[np.float64] = np.asarray(
+        cv2.resize(cells, size, interpolation=cv2.INTER_CUBIC), np.float64
+    )
+    noise = noise.reshape(size[1], size[0])[NOISE_CELL_PX:, NOISE_CELL_PX:][:height, :width]
+    noise = noise - noise.min()
+    return noise / max(float(noise.max()), 1e-12)
+
+
+_PLAIN: Mapping[str, Callable[[Pixels, Detection], Pixels]] = {
+    "none": _none,
+    "canny": _canny,
+    "invert": _invert,
+    "blur_gaussian": _blur,
+    "scribble_xdog": _xdog,
+    "lineart_standard": _lineart_standard,
+    "threshold": _threshold,
+    "tile_resample": _tile_resample,
+    "tile_colorfix": _tile_colorfix,
+    "tile_colorfix+sharp": _tile_colorfix,
+    "recolor_luminance": _recolor(cv2.COLOR_BGR2LAB, 0),
+    "recolor_intensity": _recolor(cv2.COLOR_BGR2HSV, 2),
+    "color": _color_grid,
+    "shuffle": _shuffle,
+    "inpaint": _none,
+    "inpaint_only": _none,
+}

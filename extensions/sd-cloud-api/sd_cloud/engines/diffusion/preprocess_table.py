@@ -1,0 +1,315 @@
+"""The preprocessors of sd-webui-controlnet: names, sliders, and which of them are here.
+
+Names, labels, ranges and defaults are those of Mikubill/sd-webui-controlnet (API version 3), so
+that ``/controlnet/module_list`` and a unit's defaults are the same. Never imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A number a preprocessor takes. A value outside the range means the default."""
+
+    label: str = "EMPTY_LABEL"
+    minimum: float = 0.0
+    maximum: float = 1.0
+    step: float = 0.01
+    value: float = 0.5
+    visible: bool = True
+
+    def settle(self, value: float) -> float:
+        return value if self.minimum <= value <= self.maximum else self.value
+
+
+HIDDEN = Slider(visible=False)
+RESOLUTION = Slider("Resolution", 64, 2048, 8, 512)
+
+
+@dataclass(frozen=True)
+class Module:
+    """One preprocessor. ``weights``: the files it would need, empty when it needs none."""
+
+    name: str
+    label: str = ""
+    tags: tuple[str, ...] = ()
+    resolution: Slider = RESOLUTION
+    slider_1: Slider = HIDDEN
+    slider_2: Slider = HIDDEN
+    priority: int = 0
+    model_free: bool = False
+    weights: str = ""
+
+    @property
+    def shown(self) -> str:
+        return self.label or self.name
+
+    @property
+    def is_inpaint(self) -> bool:
+        return "inpaint" in self.name
+
+
+_GAMMA = Slider("Gamma Correction", 0.1, 2.0, 0.001, 1.0)
+_FIDELITY = Slider("Style Fidelity (only for Balanced mode)", 0.0, 1.0, 0.01, 0.5)
+_NOISE = Slider("Noise Augmentation", 0.0, 1.0, 0.01, 0.0)
+_VARIATION = Slider("Variation", 3.0, 32.0, 1.0, 8.0)
+_NEAR = Slider("Remove Near %", 0, 100, 0.1, 0)
+_BACKGROUND = Slider("Remove Background %", 0, 100, 0.1, 0)
+_SAFE_STEPS = Slider("Safe Steps", 0, 10, 1, 2)
+_INJECTION = "no weights, but attention injection, which is not built here"
+
+_OPENPOSE = "openpose/body_pose_model.pth, openpose/hand_pose_model.pth, openpose/facenet.pth"
+_LERES = "leres/res101.pth, leres/latest_net_G.pth"
+_HED = "hed/ControlNetHED.pth"  # built here: see NETWORK_FILES
+_PIDINET = "pidinet/table5_pidinet.pth"
+_FACE = "insightface/models/antelopev2"
+
+_ALL = (
+    Module("none", "", ("InstructP2P",), priority=10),
+    Module(
+        "canny",
+        "",
+        ("Canny",),
+        slider_1=Slider("Low Threshold", 1, 255, 1, 100),
+        slider_2=Slider("High Threshold", 1, 255, 1, 200),
+        priority=100,
+    ),
+    Module(
+        "invert",
+        "invert (from white bg & black line)",
+        ("Canny", "Lineart", "Scribble", "MLSD"),
+        HIDDEN,
+        priority=20,
+    ),
+    Module("blur_gaussian", "", ("Tile",), slider_1=Slider("Sigma", 0.01, 64.0, 0.01, 9.0)),
+    Module(
+        "scribble_xdog", "", ("Scribble", "SparseCtrl"), slider_1=Slider("XDoG Threshold", 1, 64, 0.01, 32)
+    ),
+    Module("shuffle", "", ("Shuffle",), Slider("EMPTY_LABEL", value=512, visible=False)),
+    Module("inpaint", "inpaint_global_harmonious", ("Inpaint",), HIDDEN),
+    Module("inpaint_only", "", ("Inpaint",), HIDDEN, priority=100),
+    Module("inpaint_only+lama", "", ("Inpaint",), HIDDEN, weights="lama/ControlNetLama.pth"),
+    Module("lineart_standard", "lineart_standard (from white bg & black line)", ("Lineart",), priority=100),
+    Module("recolor_intensity", "", ("Recolor",), slider_1=_GAMMA),
+    Module("recolor_luminance", "", ("Recolor",), slider_1=_GAMMA, priority=100),
+    Module("color", "t2ia_color_grid", ("T2I-Adapter",)),
+    Module("threshold", "", (), slider_1=Slider("Binarization Threshold", 0, 255, 0.01, 127)),
+    Module("tile_colorfix", "", ("Tile",), slider_1=_VARIATION),
+    Module(
+        "tile_colorfix+sharp",
+        "",
+        ("Tile",),
+        slider_1=_VARIATION,
+        slider_2=Slider("Sharpness", 0.0, 2.0, 0.01, 1.0),
+    ),
+    Module(
+        "tile_resample",
+        "",
+        ("Tile",),
+        slider_1=Slider("Down Sampling Rate", 1.0, 8.0, 0.01, 1.0),
+        priority=100,
+    ),
+    Module("animal_openpose", "", ("OpenPose",), weights="openpose/rtmpose-m_ap10k_256.onnx"),
+    Module(
+        "densepose",
+        "densepose (pruple bg & purple torso)",
+        ("OpenPose",),
+        weights="densepose_r50_fpn_dl.torchscript",
+    ),
+    Module(
+        "densepose_parula",
+        "densepose_parula (black bg & blue torso)",
+        ("OpenPose",),
+        weights="densepose_r50_fpn_dl.torchscript",
+    ),
+    Module("depth_anything", "", ("Depth",), weights="depth_anything/depth_anything_vitl14.pth"),
+    Module("depth_anything_v2", "", ("Depth",), weights="depth_anything_v2/depth_anything_v2_vitl.pth"),
+    Module("depth_hand_refiner", "", ("Depth",), weights="hand_refiner/graphormer_hand_state_dict.bin"),
+    Module("depth_leres", "", ("Depth",), slider_1=_NEAR, slider_2=_BACKGROUND, weights=_LERES),
+    Module("depth_leres++", "", ("Depth",), slider_1=_NEAR, slider_2=_BACKGROUND, weights=_LERES),
+    Module("depth", "depth_midas", ("Depth",), priority=100, weights="midas/dpt_hybrid-midas-501f0c75.pt"),
+    Module("depth_zoe", "", ("Depth",), weights="zoedepth/ZoeD_M12_N.pt"),
+    Module(
+        "dw_openpose_full", "", ("OpenPose",), weights="openpose/yolox_l.onnx, openpose/dw-ll_ucoco_384.onnx"
+    ),
+    Module("facexlib", "", (), HIDDEN, weights="facexlib/detection_Resnet50_Final.pth"),
+    Module("instant_id_face_embedding", "", ("Instant-ID",), weights=_FACE),
+    Module("instant_id_face_keypoints", "", ("Instant-ID",), weights=_FACE),
+    Module("ip-adapter-auto", "", ("IP-Adapter",), priority=1000, weights="clip_vision/clip_h.pth"),
+    Module(
+        "ip-adapter_clip_sd15",
+        "ip-adapter_clip_h",
+        ("IP-Adapter",),
+        priority=100,
+        weights="clip_vision/clip_h.pth",
+    ),
+    Module("ip-adapter_clip_sdxl", "ip-adapter_clip_g", ("IP-Adapter",), weights="clip_vision/clip_g.pth"),
+    Module("ip-adapter_clip_sdxl_plus_vith", "", ("IP-Adapter",), weights="clip_vision/clip_h.pth"),
+    Module("ip-adapter_face_id", "", ("IP-Adapter",), weights=_FACE),
+    Module("ip-adapter_face_id_plus", "", ("IP-Adapter",), weights=_FACE + ", clip_vision/clip_h.pth"),
+    Module(
+        "ip-adapter_pulid", "", ("IP-Adapter",), HIDDEN, weights="clip_vision/EVA02_CLIP_L_336_psz14_s6B.pt"
+    ),
+    Module("lineart_anime", "", ("Lineart",), weights="lineart_anime/netG.pth"),
+    Module("lineart_anime_denoise", "", ("Lineart",), weights="manga_line/erika.pth"),
+    Module("lineart_coarse", "", ("Lineart",), weights="lineart/sk_model2.pth"),
+    Module("lineart", "lineart_realistic", ("Lineart",), weights="lineart/sk_model.pth"),
+    Module(
+        "mediapipe_face",
+        "",
+        (),
+        slider_1=Slider("Max Faces", 1, 10, 1, 1),
+        slider_2=Slider("Min Face Confidence", 0.01, 1.0, 0.01, 0.5),
+        weights="those in the mediapipe package",
+    ),
+    Module(
+        "mlsd",
+        "",
+        ("MLSD",),
+        slider_1=Slider("MLSD Value Threshold", 0.01, 2.0, 0.01, 0.1),
+        slider_2=Slider("MLSD Distance Threshold", 0.01, 20.0, 0.01, 0.1),
+        priority=100,
+        weights="mlsd/mlsd_large_512_fp32.pth",
+    ),
+    Module("mobile_sam", "", ("Segmentation",), weights="mobile_sam/mobile_sam.pt"),
+    Module("normal_bae", "", ("NormalMap",), priority=100, weights="normal_bae/scannet.pt"),
+    Module(
+        "normal_dsine",
+        "",
+        ("NormalMap",),
+        slider_1=Slider("Fov", 0, 360, 0.1, 60),
+        slider_2=Slider("Iterations", 1, 20, 1, 5),
+        weights="normal_dsine/dsine.pt",
+    ),
+    Module(
+        "normal_map",
+        "normal_midas",
+        ("NormalMap",),
+        slider_1=Slider("Normal Background Threshold", 0.0, 1.0, 0.01, 0.4),
+        weights="midas/dpt_hybrid-midas-501f0c75.pt",
+    ),
+    Module("openpose", "", ("OpenPose",), weights=_OPENPOSE),
+    Module("openpose_face", "", ("OpenPose",), weights=_OPENPOSE),
+    Module("openpose_faceonly", "", ("OpenPose",), weights=_OPENPOSE),
+    Module("openpose_full", "", ("OpenPose",), priority=100, weights=_OPENPOSE),
+    Module("openpose_hand", "", ("OpenPose",), weights=_OPENPOSE),
+    Module("reference_adain", "", ("Reference",), slider_1=_FIDELITY, model_free=True, weights=_INJECTION),
+    Module(
+        "reference_adain+attn", "", ("Reference",), slider_1=_FIDELITY, model_free=True, weights=_INJECTION
+    ),
+    Module(
+        "reference_only",
+        "",
+        ("Reference",),
+        slider_1=_FIDELITY,
+        priority=100,
+        model_free=True,
+        weights=_INJECTION,
+    ),
+    Module(
+        "revision_clipvision",
+        "",
+        ("Revision",),
+        slider_1=_NOISE,
+        priority=100,
+        model_free=True,
+        weights="clip_vision/clip_g.pth",
+    ),
+    Module(
+        "revision_ignore_prompt",
+        "",
+        ("Revision",),
+        slider_1=_NOISE,
+        model_free=True,
+        weights="clip_vision/clip_g.pth",
+    ),
+    Module("scribble_hed", "", ("Scribble", "SparseCtrl"), weights=_HED),
+    Module(
+        "pidinet_scribble", "scribble_pidinet", ("Scribble", "SparseCtrl"), priority=100, weights=_PIDINET
+    ),
+    Module("anime_face_segment", "seg_anime_face", ("Segmentation",), weights="anime_face_segment/UNet.pth"),
+    Module(
+        "oneformer_ade20k",
+        "seg_ofade20k",
+        ("Segmentation",),
+        priority=100,
+        weights="oneformer/250_16_swin_l_oneformer_ade20k_160k.pth",
+    ),
+    Module(
+        "oneformer_coco",
+        "seg_ofcoco",
+        ("Segmentation",),
+        weights="oneformer/150_16_swin_l_oneformer_coco_100ep.pth",
+    ),
+    Module("segmentation", "seg_ufade20k", ("Segmentation",), weights="uniformer/upernet_global_small.pth"),
+    Module("hed", "softedge_hed", ("SoftEdge",), weights=_HED),
+    Module("hed_safe", "softedge_hedsafe", ("SoftEdge",), weights=_HED),
+    Module("pidinet", "softedge_pidinet", ("SoftEdge",), priority=100, weights=_PIDINET),
+    Module("pidinet_safe", "softedge_pidisafe", ("SoftEdge",), weights=_PIDINET),
+    Module("softedge_teed", "", ("SoftEdge",), slider_1=_SAFE_STEPS, weights="TEED/7_model.pth"),
+    Module(
+        "softedge_anyline",
+        "",
+        ("SoftEdge",),
+        Slider("Resolution", 64, 2048, 8, 1280),
+        slider_1=_SAFE_STEPS,
+        weights="Anyline/MTEED.pth",
+    ),
+    Module("pidinet_sketch", "t2ia_sketch_pidi", ("T2I-Adapter",), weights=_PIDINET),
+    Module("clip_vision", "t2ia_style_clipvision", ("T2I-Adapter",), weights="clip_vision/clip_vitl.pth"),
+)
+
+MODULES: Mapping[str, Module] = {one.name: one for one in _ALL}
+_BY_LABEL: Mapping[str, Module] = {one.shown: one for one in _ALL}
+
+
+NETWORK_FILES: Mapping[str, str] = dict.fromkeys(("hed", "hed_safe", "scribble_hed"), "hed/ControlNetHED.pth")
+"""The preprocessors that are networks and are built here, with the weights each takes."""
+
+
+def find_module(name: str) -> Module | None:
+    """A preprocessor by the name or the label that the extension gives it."""
+    return _BY_LABEL.get(name) or MODULES.get(name)
+
+
+def sorted_modules() -> tuple[Module, ...]:
+    """``none`` first, then by priority and label, both downwards, as the extension lists them."""
+    rest = [one for one in _ALL if one.name != "none"]
+    return (MODULES["none"], *sorted(rest, key=lambda one: f"{one.priority:08d}{one.shown}", reverse=True))
+
+
+def weight_free_names() -> tuple[str, ...]:
+    return tuple(one.name for one in sorted_modules() if not one.weights)
+
+
+def module_list(alias_names: bool = False) -> dict[str, Any]:
+    """What ``GET /controlnet/module_list`` answers."""
+    found = sorted_modules()
+
+    def name(one: Module) -> str:
+        return one.shown if alias_names else one.name
+
+    return {
+        "module_list": [name(one) for one in found],
+        "module_detail": {
+            name(one): {
+                "model_free": one.model_free,
+                "sliders": [
+                    {
+                        "name": slider.label,
+                        "value": slider.value,
+                        "min": slider.minimum,
+                        "max": slider.maximum,
+                        "step": slider.step,
+                    }
+                    for slider in (one.resolution, one.slider_1, one.slider_2)
+                    if slider.visible
+                ],
+            }
+            for one in found
+        },
+    }
