@@ -66,10 +66,9 @@ OURS: tuple[Flag, ...] = (
     ),
     _ours(
         "--database-url",
-        "task store in PostgreSQL instead of the state dir",
+        "task store in PostgreSQL instead of the state dir: postgresql+psycopg://user@host/name",
         "text",
         metavar="URL",
-        standalone="not yet",
         secret=True,
     ),
     _ours(
@@ -150,7 +149,6 @@ OURS: tuple[Flag, ...] = (
         "text",
         "sd_async",
         metavar="NAME",
-        standalone="not yet",
     ),
     _ours(
         "--queue-payload-kib",
@@ -158,15 +156,12 @@ OURS: tuple[Flag, ...] = (
         "float",
         8.0,
         metavar="KIB",
-        standalone="not yet",
     ),
     _ours(
         "--task-retention",
-        "how many hours finished tasks are kept",
+        "how many hours finished tasks are kept (without it: 24 for DashScope's, 720 for others)",
         "float",
-        720.0,
         metavar="HOURS",
-        standalone="not yet",
     ),
 )
 

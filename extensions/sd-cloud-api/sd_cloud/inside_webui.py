@@ -18,7 +18,7 @@ from sd_cloud.outputs import Outputs
 from sd_cloud.service import Service
 from sd_cloud.settings import Settings
 from sd_cloud.settings_from_flags import settings_of
-from sd_cloud.store.memory import MemoryStore
+from sd_cloud.store.sql import open_store
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def hook(app: FastAPI) -> None:
     )
     service = Service(
         engine,
-        store=MemoryStore(),
+        store=open_store(settings),
         inputs=Inputs(settings),
         outputs=Outputs(settings),
         queue_limit=settings.queue_limit,

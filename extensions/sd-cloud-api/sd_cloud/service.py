@@ -345,7 +345,9 @@ class Service:
             await self._finish(task.id, live, replace(outcome, seconds=live.seconds))
 
     async def _make(self, live: Live) -> Outcome:
-        live.running = asyncio.ensure_future(self._replayed(live) if live.job.kind == "call" else self._run(live))
+        live.running = asyncio.ensure_future(
+            self._replayed(live) if live.job.kind == "call" else self._run(live)
+        )
         finished, _ = await asyncio.wait({live.running}, timeout=self.job_seconds)
         if not finished:
             await self.engine.cancel(live.job.id)
@@ -377,7 +379,9 @@ class Service:
 
     async def _run_within(self, outer: Live, job: Job) -> Outcome:
         """A job that a replayed call asks for: it has that call's task, slot and cancellation."""
-        job = replace(job, id=outer.job.id, owner=outer.job.owner, options=job.options or dict(self.options()))
+        job = replace(
+            job, id=outer.job.id, owner=outer.job.owner, options=job.options or dict(self.options())
+        )
         try:
             job = await self._resolved(await self._check(job))
             if outer.cancelled:

@@ -125,6 +125,10 @@ class Settings:
     # queue
     queue_limit: int = 1000
     job_seconds: float = 3600.0
+    database_url: str | None = None
+    task_retention_hours: float | None = None  # None: 24 for DashScope's tasks, 720 for others
+    async_service: str = "sd_async"
+    queue_payload_bytes: int = 8 * 1024
     # the pages
     filebrowser: bool = False
     always_hide_tabs: tuple[str, ...] = ()

@@ -21,7 +21,9 @@ class NotKeepable(TypeError):
 
 def job_to_text(job: Job) -> str:
     try:
-        return json.dumps({one.name: _plain(getattr(job, one.name)) for one in fields(job)}, ensure_ascii=False)
+        return json.dumps(
+            {one.name: _plain(getattr(job, one.name)) for one in fields(job)}, ensure_ascii=False
+        )
     except TypeError as error:
         raise NotKeepable(f"job {job.id}: {error}") from error
 
@@ -97,7 +99,9 @@ def outcome_from_text(text: str, body: bytes | None) -> Outcome:
 
 
 def error_to_text(error: ServiceError) -> str:
-    return json.dumps({"code": error.code, "message": error.args[0], "field": error.field}, ensure_ascii=False)
+    return json.dumps(
+        {"code": error.code, "message": error.args[0], "field": error.field}, ensure_ascii=False
+    )
 
 
 def error_from_text(text: str) -> ServiceError:
@@ -119,5 +123,3 @@ def _below(kind: type[ServiceError]) -> Iterator[type[ServiceError]]:
     for one in kind.__subclasses__():
         yield one
         yield from _below(one)
-
-

@@ -39,7 +39,7 @@ CHANNEL = "sd_cloud"
 FILE_NAME = "sd-cloud.sqlite"
 
 
-class DatabaseRefused(ValueError):
+class DatabaseRefused(OSError):
     """The database can't be used as asked for; the message names the way out."""
 
 
@@ -189,7 +189,8 @@ def open_database(state_dir: Path, url: str | None = None) -> Database:
     parsed = parsed.set(drivername="postgresql+psycopg")
     try:
         return Database(
-            parsed, PostgresPresence(parsed.set(drivername="postgresql").render_as_string(hide_password=False))
+            parsed,
+            PostgresPresence(parsed.set(drivername="postgresql").render_as_string(hide_password=False)),
         )
     except SQLAlchemyError as error:
         raise DatabaseRefused(f"--database-url: the server can't be used: {error}") from error

@@ -8,7 +8,10 @@ from pathlib import Path
 #: File systems of other machines, and those of user space. SQLite's WAL needs shared memory and
 #: POSIX locks that work; https://www.sqlite.org/wal.html says so of network file systems.
 REFUSED_TYPES = frozenset(
-    "nfs nfs4 cifs smb3 smbfs 9p afs ceph glusterfs lustre gpfs beegfs orangefs ocfs2 gfs2 cpfs alinas davfs".split()
+    (
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gpfs"),
+        *("beegfs", "orangefs", "ocfs2", "gfs2", "cpfs", "alinas", "davfs"),
+    )
 )
 
 

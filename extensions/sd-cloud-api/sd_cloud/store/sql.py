@@ -14,11 +14,19 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, and_, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from sd_cloud.errors import BadRequest, EngineFailed, IdempotencyConflict, QueueFull, ServiceError, ShuttingDown
+from sd_cloud.errors import (
+    BadRequest,
+    EngineFailed,
+    IdempotencyConflict,
+    QueueFull,
+    ServiceError,
+    ShuttingDown,
+)
 from sd_cloud.job import Job, Outcome
+from sd_cloud.settings import Settings
 from sd_cloud.store import codec, quota, usage
 from sd_cloud.store.base import ENDED, OVERTAKES, Recovered, State, Task
-from sd_cloud.store.database import Database
+from sd_cloud.store.database import Database, open_database
 from sd_cloud.store.schema import owners, tasks, webhooks
 
 DAY_SECONDS = 86400.0
@@ -29,6 +37,15 @@ CLAIM_TRIES = 5
 def default_retention(dialect: str) -> float:
     """Seconds that a task and its pictures are kept: DashScope's guide says 24 hours."""
     return DAY_SECONDS if dialect == "dashscope" else 30 * DAY_SECONDS
+
+
+def open_store(settings: Settings) -> SqlStore:
+    """The store a service was started with. Raises DatabaseRefused."""
+    hours = settings.task_retention_hours
+    database = open_database(settings.state_dir, settings.database_url)
+    if hours is None:
+        return SqlStore(database)
+    return SqlStore(database, retention=lambda dialect: hours * 3600.0)
 
 
 class SqlStore:
@@ -121,7 +138,7 @@ class SqlStore:
                 task_id,
                 "failed",
                 error=EngineFailed(
-                    f"the service ended {begun - 1} times while it fetched this task's inputs; not tried again"
+                    f"the service ended {begun - 1} times while it fetched the inputs; not tried again"
                 ),
             )
         return 0 < begun <= max_delivery
@@ -176,7 +193,10 @@ class SqlStore:
                 update(tasks)
                 .where(tasks.c.number == chosen.number, tasks.c.state == "pending")
                 .values(
-                    state="running", attempts=tasks.c.attempts + 1, scheduled=time.time(), process=self.process
+                    state="running",
+                    attempts=tasks.c.attempts + 1,
+                    scheduled=time.time(),
+                    process=self.process,
                 )
                 .returning(tasks)
             ).one()
@@ -277,7 +297,9 @@ class SqlStore:
         def seen(connection: Connection) -> list[str]:
             return list(
                 connection.execute(
-                    select(tasks.c.process).where(tasks.c.process.is_not(None), tasks.c.state.not_in(ENDED)).distinct()
+                    select(tasks.c.process)
+                    .where(tasks.c.process.is_not(None), tasks.c.state.not_in(ENDED))
+                    .distinct()
                 ).scalars()
             )
 
@@ -305,7 +327,8 @@ class SqlStore:
                 error = ShuttingDown("the service ended while this request waited; send it again")
             elif row.state == "running" and row.attempts >= max_delivery:
                 error = EngineFailed(
-                    f"the service ended while it ran this task (delivered {row.attempts} times, not tried again)"
+                    "the service ended while it ran this task "
+                    f"(delivered {row.attempts} times, not tried again)"
                 )
             if error is not None:
                 self._end(connection, row.id, "failed", None, error, of_process=row.process)

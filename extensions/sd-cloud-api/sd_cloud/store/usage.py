@@ -21,7 +21,12 @@ COLUMNS = (
 
 
 def record(
-    connection: Connection, job: Job, state: State, outcome: Outcome | None, engine_seconds: float, ended: float
+    connection: Connection,
+    job: Job,
+    state: State,
+    outcome: Outcome | None,
+    engine_seconds: float,
+    ended: float,
 ) -> None:
     """One row per task that an engine worked on."""
     if outcome is None and not engine_seconds:
@@ -62,7 +67,9 @@ def totals(connection: Connection, *, since: float = 0.0) -> list[dict[str, Any]
     """Sums per owner."""
     sums = [func.sum(usage.c[name]).label(name) for name in ("pictures", "megapixel_steps", "engine_seconds")]
     wanted = select(usage.c.owner, func.count().label("tasks"), *sums).where(usage.c.ended >= since)
-    return [dict(row._mapping) for row in connection.execute(wanted.group_by(usage.c.owner).order_by("owner"))]
+    return [
+        dict(row._mapping) for row in connection.execute(wanted.group_by(usage.c.owner).order_by("owner"))
+    ]
 
 
 def _text(name: str, value: Any) -> str:
