@@ -1,0 +1,137 @@
+"""The native routes over a real `Service` and an engine that paints flat colours."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from PIL import Image
+
+from sd_cloud.dialects import sdapi
+from sd_cloud.engines.base import Catalogue, ModelFile, Report
+from sd_cloud.engines.diffusion.catalogue_samplers import SAMPLERS, SCHEDULERS
+from sd_cloud.errors import InputRefused
+from sd_cloud.host.folders import make_folders
+from sd_cloud.host.options import Options
+from sd_cloud.job import Job, Outcome
+from sd_cloud.service import Service
+from sd_cloud.settings import Settings, settings_below
+from sd_cloud.store.sql import open_store
+from tests.fakes import CATALOGUE, PaintEngine
+
+FULL = replace(
+    CATALOGUE,
+    samplers=SAMPLERS,
+    schedulers=SCHEDULERS,
+    scripts=("outpainting mk2", "sd upscale", "loopback"),
+    vaes=(ModelFile("soft.pt", "/models/soft.pt"),),
+    loras=(ModelFile("style", "/models/style.safetensors", {"alias": "style", "metadata": {}}),),
+    embeddings=(ModelFile("word", "/embeddings/word.pt", {"step": 1, "shape": 768, "vectors": 2}),),
+    hypernetworks=(ModelFile("net", "/models/net.pt"),),
+    upscalers=(
+        ModelFile("None", "", {"scale": 4.0, "model_path": None}),
+        ModelFile("Lanczos", "", {"scale": 4.0, "model_path": None}),
+        ModelFile("R-ESRGAN 4x+", "/models/r.pth", {"model_name": "R-ESRGAN 4x+", "scale": 4.0}),
+    ),
+)
+
+
+class PaintEngineWithNames(PaintEngine):
+    step_seconds = 0.0
+
+    async def run(self, job: Job, report: Report) -> Outcome:
+        slowed = job.with_payload({**job.payload, "step_seconds": self.step_seconds})
+        return await super().run(slowed, report)
+
+    def catalogue(self) -> Catalogue:
+        return FULL
+
+    async def refresh(self) -> Catalogue:
+        return FULL
+
+
+class Unguarded:
+    """Takes every input as it is; refuses one path, to see that paths are asked about."""
+
+    async def resolve(self, job: Job) -> Job:
+        return job
+
+    def check_paths(self, job: Job) -> None:
+        for name, value in (job.payload.get("override_settings") or {}).items():
+            if name.startswith("outdir_") and value == "/etc":
+                raise InputRefused("outside the output roots", field=name)
+
+
+class Unsaved:
+    def __init__(self) -> None:
+        self.seen: list[Job] = []
+
+    async def save(self, job: Job, outcome: Outcome) -> Outcome:
+        self.seen.append(job)
+        return outcome
+
+
+@dataclass
+class Native:
+    client: httpx.AsyncClient
+    service: Service
+    engine: PaintEngineWithNames
+    options: Options
+    settings: Settings
+    app: FastAPI
+    outputs: Unsaved
+
+    async def post(self, path: str, body: Any = None) -> httpx.Response:
+        return await self.client.post(f"/sdapi/v1/{path}", json=body)
+
+    async def get(self, path: str) -> Any:
+        answer = await self.client.get(f"/sdapi/v1/{path}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    @property
+    def job(self) -> Job:
+        """The job that the engine got last."""
+        return self.engine.started[-1]
+
+
+@asynccontextmanager
+async def native(data_dir: Path) -> AsyncIterator[Native]:
+    settings = settings_below(data_dir)
+    make_folders(settings)
+    options = Options(settings.data_dir)
+    engine, outputs = PaintEngineWithNames(), Unsaved()
+    service = Service(
+        engine, store=open_store(settings), inputs=Unguarded(), outputs=outputs, options=options.snapshot
+    )
+    app = FastAPI()
+    app.include_router(sdapi.router(service, options, settings))
+    transport = httpx.ASGITransport(app)
+    service.start()
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        yield Native(client, service, engine, options, settings, app, outputs)
+    await service.stop()
+    await asyncio.to_thread(service.store.database.close)
+
+
+def picture_in(text: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
+
+
+def base64_png(side: int = 8, **text: str) -> str:
+    from PIL import PngImagePlugin
+
+    info = PngImagePlugin.PngInfo()
+    for name, value in text.items():
+        info.add_text(name, value)
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), (1, 2, 3)).save(buffer, "PNG", pnginfo=info)
+    return base64.b64encode(buffer.getvalue()).decode()
