@@ -56,6 +56,8 @@ def parse_infotext(infotext: str) -> dict[str, Any]:
         lines = lines[:-1]
     found: dict[str, Any] = {}
     for key, raw in pairs:
+        if not raw:
+            continue
         value = _unquoted(raw)
         size = _SIZE.fullmatch(value) if isinstance(value, str) else None
         if size:
@@ -63,11 +65,12 @@ def parse_infotext(infotext: str) -> dict[str, Any]:
         else:
             found[key] = value
     found["Prompt"], found["Negative prompt"] = _prompts(lines)
+    emphasis = has_emphasis(found["Prompt"], found["Negative prompt"])
     if "Hypernet" in found:
         strength = found.get("Hypernet strength", "1.0")
         found["Prompt"] += f"<hypernet:{found['Hypernet']}:{strength}>"
     _first_pass_as_hires(found)
-    return _completed(found)
+    return _completed(found, emphasis=emphasis)
 
 
 def _prompts(lines: list[str]) -> tuple[str, str]:
@@ -113,15 +116,15 @@ def _old_first_pass(width: int, height: int) -> tuple[int, int]:
     return math.ceil(scale * width / 64) * 64, math.ceil(scale * height / 64) * 64
 
 
-def _completed(found: dict[str, Any]) -> dict[str, Any]:
+def _completed(found: dict[str, Any], *, emphasis: bool) -> dict[str, Any]:
     if "Hires resize-1" not in found:
         found.pop("Hires resize-2", None)
     for key, value in _ABSENT.items():
         found.setdefault(key, value)
     if found["FP8 weight"] != "Disable":
         found.setdefault("Cache FP16 weight for LoRA", False)
-    if "Emphasis" not in found and has_emphasis(found["Prompt"], found["Negative prompt"]):
-        found["Emphasis"] = "Original"
+    if emphasis:
+        found.setdefault("Emphasis", "Original")
     _older_versions(found)
     return found
 

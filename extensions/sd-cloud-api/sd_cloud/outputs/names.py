@@ -55,7 +55,7 @@ class Name:
     def fitted(self, stem: str) -> str:
         """The file name, cut to what a file system takes."""
         room = LIMIT_NAME_BYTES - len(self.ending) - 1
-        return f"{stem.encode()[:room].decode('utf-8', 'ignore')}.{self.ending}"
+        return f"{stem.encode('utf-8', 'replace')[:room].decode('utf-8', 'ignore')}.{self.ending}"
 
 
 def eas_name(job: Job, picture: Picture, moment: datetime) -> Name:

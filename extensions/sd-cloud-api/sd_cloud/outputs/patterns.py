@@ -76,6 +76,7 @@ class Facts:
 
 def safe_part(text: str) -> str:
     """A text as part of a file name: nothing in it separates folders, and it does not end in a dot."""
+    text = text.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
     return text.translate(_INVALID).lstrip(" ")[:LIMIT_PART_CHARS].rstrip(" .")
 
 
@@ -122,7 +123,7 @@ def _moment(facts: Facts, arguments: list[str]) -> str:
 
 def _text_hash(text: str, arguments: list[str]) -> str:
     length = _length(arguments, 8)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:length]
 
 
 def _length(arguments: list[str], default: int | None) -> int | None:

@@ -46,13 +46,14 @@ def encode(
     Texts in ``image.info`` go into a PNG as text chunks too. Raises SavingFailed for another kind.
     """
     buffer = io.BytesIO()
+    infotext = encodable(infotext)
     if kind == "png":
         chunks = {k: v for k, v in image.info.items() if isinstance(k, str) and isinstance(v, str)}
         if infotext:
             chunks["parameters"] = infotext
         text = PngImagePlugin.PngInfo()
         for key, value in chunks.items():
-            text.add_text(key, value)
+            text.add_text(key, encodable(value))
         image.save(buffer, "PNG", pnginfo=text)
     elif kind in CONTENT_TYPES:
         plain = image if image.mode == "RGB" else image.convert("RGB")
@@ -66,13 +67,18 @@ def encode(
     return buffer.getvalue()
 
 
+def encodable(text: str) -> str:
+    """The text without lone surrogates, which JSON can hold and no file can."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def user_comment(text: str) -> bytes:
     """An EXIF block that holds nothing but this comment.
 
     Written out, since Pillow gives the field the type BYTE, which other readers (piexif, and with it
     the webui) do not take for a comment.
     """
-    value = _UNICODE + text.encode("utf-16-be", "surrogatepass")
+    value = _UNICODE + text.encode("utf-16-be")
     # Offsets count from the TIFF header: 8 bytes, one directory of one entry (18 bytes), another.
     pointer = struct.pack(">HHHIII", 1, _EXIF_IFD, _LONG, 1, 26, 0)
     comment = struct.pack(">HHHIII", 1, _USER_COMMENT, _UNDEFINED, len(value), 44, 0)
@@ -105,15 +111,21 @@ def _comment_text(comment: object) -> str:
     raw = comment if isinstance(comment, bytes) else str(comment).encode("utf-8", "replace")
     code, value = raw[:8], raw[8:]
     if code == _UNICODE:
-        # The standard leaves the byte order open. Big-endian is the webui's; a text that begins
-        # with a byte above zero and then zero is Latin in little-endian.
-        little = value[:2] == b"\xff\xfe" or (len(value) > 1 and value[0] and not value[1])
-        return value.decode("utf-16-le" if little else "utf-16-be", "replace").lstrip("\ufeff")
+        return _utf16(value)
     if code == b"ASCII\0\0\0":
         return value.decode("ascii", "replace")
     if code == b"JIS\0\0\0\0\0":
         return value.decode("shift_jis", "replace")
     return raw.lstrip(b"\0").decode("utf-8", "ignore")
+
+
+def _utf16(value: bytes) -> str:
+    """The standard leaves the byte order open. Big-endian is the webui's; some others differ."""
+    if value[:2] == b"\xff\xfe":
+        return value[2:].decode("utf-16-le", "replace")
+    big = value.decode("utf-16-be", "replace")
+    little = value.decode("utf-16-le", "replace")
+    return little if "Steps: " in little and "Steps: " not in big else big.removeprefix("\ufeff")
 
 
 def _as_text(value: object) -> str | None:

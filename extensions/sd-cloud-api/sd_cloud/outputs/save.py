@@ -16,7 +16,7 @@ from sd_cloud.job import Job, Outcome, Picture
 from sd_cloud.oss import SCHEME, Oss, OssAddress
 from sd_cloud.outputs.links import Links
 from sd_cloud.outputs.names import Name, eas_name, task_name, webui_name
-from sd_cloud.outputs.png import CONTENT_TYPES, encode
+from sd_cloud.outputs.png import CONTENT_TYPES, encodable, encode
 from sd_cloud.roots import Roots
 from sd_cloud.settings import Settings
 
@@ -118,7 +118,7 @@ class Outputs:
                 file = write_new(place, name, data)
                 if job.option("save_txt", False) and picture.infotext:
                     text = file.with_suffix(".txt")
-                    _write_whole(text, f"{picture.infotext}\n".encode(), replaces=True)
+                    _write_whole(text, f"{encodable(picture.infotext)}\n".encode(), replaces=True)
             except OSError as error:
                 raise SavingFailed(
                     f"{folder} could not be written to: {error.strerror or error}", field=FIELD
