@@ -271,3 +271,13 @@ def test_help_says_something_about_every_flag(capsys: pytest.CaptureFixture[str]
     for flag in FLAGS:
         assert re.search(rf"{flag.name}\b", shown)
         assert flag.help
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_readmes_table_of_flags_is_the_declared_one(readme: str) -> None:
+    spec = importlib.util.spec_from_file_location("flag_table", ROOT / "scripts" / "launch" / "flag_table.py")
+    assert spec and spec.loader
+    flag_table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(flag_table)
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    assert flag_table.with_table(text, readme) == text, "run scripts/launch/flag_table.py"
