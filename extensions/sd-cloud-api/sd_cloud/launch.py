@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -46,8 +47,9 @@ def launch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     stop = _StopSignals()
     try:
         listener = _listen(settings)
+        settings = replace(settings, port=listener.getsockname()[1])  # --port 0 takes a free one
         token, fresh = made_token(settings)
-        url = _url(settings, listener)
+        url = _url(settings)
         _tell_auth(settings, url, token if fresh else None)
         app = _build(settings)
     except OSError as error:
@@ -108,11 +110,11 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _url(settings: Settings, listener: socket.socket) -> str:
+def _url(settings: Settings) -> str:
     scheme = "https" if settings.tls_certfile else "http"
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     host = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{host}:{listener.getsockname()[1]}"
+    return f"{scheme}://{host}:{settings.port}"
 
 
 def _tell_auth(settings: Settings, url: str, fresh_token: str | None) -> None:
