@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from types import ModuleType
 
@@ -62,6 +63,33 @@ def test_the_pins_are_what_these_tests_run_on() -> None:
         if installed != pinned:
             differing[name] = f"{installed} installed, {pinned} pinned"
     assert not differing
+
+
+#: Modules of hosts and platforms that are not ours to install, and of optional packages.
+NOT_OURS = {"modules", "launch", "tests", "sd_cloud", "xformers", "ray", "spandrel"}
+
+
+def test_every_package_that_is_imported_is_pinned() -> None:
+    """A package that somebody only has in their own environment is missing in everybody else's."""
+    pinned = {re.sub(r"[-_.]+", "-", name).lower() for name in pins()}
+    providers = packages_distributions()
+    beside = {one.stem for one in (ROOT / "scripts").rglob("*.py")}
+    for folder in ("extensions", "tests", "scripts"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for name in imported(path) - NOT_OURS - beside - sys.stdlib_module_names:
+                names = {re.sub(r"[-_.]+", "-", one).lower() for one in providers.get(name, [])}
+                assert names & pinned, (
+                    f"{path.relative_to(ROOT)} imports {name}: add it to scripts/launch/pins.py"
+                )
+
+
+def imported(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    froms = {
+        node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    }
+    return {name.split(".")[0] for name in plain | froms}
 
 
 def test_no_pin_names_where_packages_come_from() -> None:

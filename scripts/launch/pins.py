@@ -19,14 +19,14 @@ ROOT = Path(__file__).resolve().parents[2]
 #: What the service itself imports.
 RUNTIME = (
     "torch", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate", "torchsde", "scipy",
-    "numpy", "pillow", "regex", "lark", "PyYAML", "piexif",
+    "numpy", "pillow", "opencv-python-headless", "regex", "lark", "PyYAML", "piexif",
     "fastapi", "uvicorn", "websockets", "python-multipart", "httpx", "httpcore", "gradio", "psutil",
-    "oss2", "SQLAlchemy", "alembic", "protobuf", "setuptools",
+    "nudenet", "oss2", "SQLAlchemy", "alembic", "psycopg[binary]", "argon2-cffi", "protobuf", "setuptools",
 )  # fmt: skip
 #: What only tests, checks and the demo's training add.
 TEST = (
     "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "trustme", "ftfy", "import-linter",
-    "ruff", "mypy", "types-PyYAML", "resvg_py",
+    "ruff", "mypy", "types-PyYAML", "types-psutil", "types-regex", "resvg_py", "dashscope",
 )  # fmt: skip
 
 
