@@ -7,31 +7,18 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
 
 from sd_cloud import errors
+from sd_cloud.access.identity import OPERATOR, Caller
 from sd_cloud.access.local import is_local, is_own_origin
 from sd_cloud.access.routes import needs_admin
 from sd_cloud.access.token import made_token
+from sd_cloud.access.users import Users
 from sd_cloud.job import Job
 from sd_cloud.settings import Settings
-
-#: The owner of what the operator's own callers do: loopback, a configured token, `--no-auth`.
-OPERATOR = "local"
-
-
-@dataclass(frozen=True)
-class Caller:
-    """``owner`` goes into the caller's jobs; only an ``admin`` may use `ADMIN_ROUTES`."""
-
-    owner: str
-    admin: bool = False
-
-    def may_see(self, owner: str) -> bool:
-        return self.admin or self.owner == owner
 
 
 class _Task(Protocol):
@@ -55,6 +42,8 @@ class Access:
     """
 
     def __init__(self, settings: Settings) -> None:
+        #: The users of the store, once there is one.
+        self.users: Users | None = None
         self._no_auth = settings.no_auth
         self._users = settings.api_auth
         made, _ = made_token(settings)
@@ -65,7 +54,37 @@ class Access:
 
     async def caller(self, request: HTTPConnection) -> Caller:
         """Who sent this request. Raises Unauthorized."""
-        return self.identify(request.headers, request.client.host if request.client else None)
+        known = request.scope.get("sd_cloud.caller")  # by the gate, or by a replayed task
+        if isinstance(known, Caller):
+            return known
+        peer = request.client.host if request.client else None
+        if self.users is None:
+            return self.identify(request.headers, peer)
+        if self._no_auth:
+            return Caller(OPERATOR, admin=True)
+        # Once somebody is known by name, nobody is let in for being here.
+        if not await self.users.any():
+            return self.identify(request.headers, peer)
+        return await self._by_name(request.headers)
+
+    async def _by_name(self, headers: Mapping[str, str]) -> Caller:
+        assert self.users is not None
+        sent = sent_credential(headers)
+        scheme, _, rest = sent.partition(" ")
+        if scheme.lower() == "basic":
+            user, password = decoded_basic(rest.strip())
+            if is_own_origin(headers, self._origins):
+                found = await self.users.by_password(user, password)
+                found = found or await self.users.by_token(password)
+                if found is not None:
+                    return found
+        elif sent:
+            found = await self.users.by_token(rest.strip() if scheme.lower() == "bearer" else sent)
+            if found is not None:
+                return found
+        if not sent:
+            raise errors.Unauthorized("Send the header 'Authorization: <token>'; POST /login gives one")
+        return self._by_credential(sent, headers)
 
     async def permitted(self, request: HTTPConnection) -> Caller:
         """Who sent this request, if they may use this route. Raises Unauthorized, NotAllowed."""
@@ -91,7 +110,7 @@ class Access:
         # Before any credential: clients that insist on sending a key may send any from here.
         if self._local_is_operator and is_local(headers, peer, self._origins):
             return Caller(OPERATOR, admin=True)
-        authorization = headers.get("authorization", "").strip()
+        authorization = sent_credential(headers)
         if authorization:
             return self._by_credential(authorization, headers)
         raise errors.Unauthorized(self._what_to_send())
@@ -111,10 +130,7 @@ class Access:
             raise errors.Unauthorized(
                 "Basic credentials are not taken from another origin; list it in --cors-allow-origins"
             )
-        try:
-            user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            raise errors.Unauthorized("Authorization: Basic does not hold base64 of user:password") from None
+        user, password = decoded_basic(encoded)
         known = [_same(user, name) & _same(password, secret) for name, secret in self._users]
         if any(known):
             return Caller(user, admin=True)
@@ -133,6 +149,20 @@ class Access:
         if self._users:
             return "Send the header 'Authorization: Basic <base64 of user:password>'"
         return "Without --token or --api-auth only direct callers on this machine are served"
+
+
+def sent_credential(headers: Mapping[str, str]) -> str:
+    """What a caller sent to be known by: ``Authorization``, or ``Token`` of the serverless API."""
+    return (headers.get("authorization") or headers.get("token") or "").strip()
+
+
+def decoded_basic(encoded: str) -> tuple[str, str]:
+    """User and password. Raises Unauthorized."""
+    try:
+        user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        raise errors.Unauthorized("Authorization: Basic does not hold base64 of user:password") from None
+    return user, password
 
 
 def _same(one: str, other: str) -> bool:

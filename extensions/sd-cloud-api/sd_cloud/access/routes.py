@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: Method and path. ``interrupt`` and ``skip`` are here because they stop whatever runs, anybody's.
+#: Method and path; ``/*`` at its end stands for anything below it. ``interrupt`` and ``skip`` are here because they stop whatever runs, anybody's.
 ADMIN_ROUTES: tuple[tuple[str, str], ...] = (
     ("POST", "/sdapi/v1/options"),
     ("POST", "/sdapi/v1/interrupt"),
@@ -22,11 +22,25 @@ ADMIN_ROUTES: tuple[tuple[str, str], ...] = (
     ("POST", "/sdapi/v1/server-stop"),
     ("GET", "/sdapi/v1/cmd-flags"),
     ("GET", "/sdapi/v1/memory"),
+    ("POST", "/options"),
+    ("POST", "/restart"),
+    ("POST", "/models"),
+    ("PUT", "/models/*"),
+    ("DELETE", "/models/*"),
+    ("POST", "/batch_update_sd_resource"),
+    ("POST", "/del/sd/functions"),
+    ("GET", "/sd-cloud/v1/users"),
+    ("POST", "/sd-cloud/v1/users"),
+    ("DELETE", "/sd-cloud/v1/users/*"),
+    ("GET", "/sd-cloud/v1/usage"),
 )
 
-_ROUTES = frozenset(ADMIN_ROUTES)
+_ROUTES = frozenset(route for route in ADMIN_ROUTES if not route[1].endswith("/*"))
+_BELOW = tuple((method, path[:-1]) for method, path in ADMIN_ROUTES if path.endswith("/*"))
 
 
 def needs_admin(method: str, path: str) -> bool:
     """``path`` as the app sees it, without the prefix a proxy or a mount added."""
-    return (method, path.rstrip("/")) in _ROUTES
+    if (method, path.rstrip("/")) in _ROUTES:
+        return True
+    return any(method == given and path.startswith(prefix) for given, prefix in _BELOW)

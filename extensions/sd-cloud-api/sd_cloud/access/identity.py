@@ -1,0 +1,19 @@
+"""A caller by name: who owns what they ask for, and may they administer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: The owner of what the operator's own callers do: loopback, a configured token, `--no-auth`.
+OPERATOR = "local"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """``owner`` goes into the caller's jobs; only an ``admin`` may use `ADMIN_ROUTES`."""
+
+    owner: str
+    admin: bool = False
+
+    def may_see(self, owner: str) -> bool:
+        return self.admin or self.owner == owner
