@@ -8,13 +8,26 @@ same as leaving them out, and numbers are read as leniently as the webui reads t
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
 
 T = TypeVar("T")
-OrNull = Union[T, SkipJsonSchema[None]]  # noqa: UP007 - as a value, not an annotation
+
+
+class _NullUnsaid:
+    """Takes the null out of a nullable field's JSON schema."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        said = handler(schema)
+        others = [one for one in said.pop("anyOf", []) if one != {"type": "null"}]
+        return {**said, **others[0]} if others else said
+
+
+OrNull = Annotated[T | None, _NullUnsaid()]
 
 
 def _whole(value: object) -> object:
