@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from sd_cloud.errors import InputRefused
 from sd_cloud.settings import Settings
 
 CLOSED_FOLDERS = ("models", "embeddings", "extensions")
+#: Below the outputs dir: one folder per owner, with the pictures of their tasks.
+OWNERS_FOLDER = "images"
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,14 @@ class Roots:
             closed=_resolved((*own, *models, settings.state_dir)),
         )
 
-    def place(self, path: str | Path, *, field: str, below: Path | None = None) -> Path:
+    def place(
+        self, path: str | Path, *, field: str, below: Path | None = None, owner: str | None = None
+    ) -> Path:
         """The resolved place of a path, which need not exist yet.
 
         A relative path is below ``below`` (default: the outputs dir). Raises InputRefused, naming
-        ``field`` and the rule, when it ends outside the opened folders or inside a closed one.
+        ``field`` and the rule, when it ends outside the opened folders, inside a closed one, or, with
+        an ``owner``, among another owner's task pictures.
         """
         text = str(path)
         if "\0" in text:
@@ -68,13 +74,27 @@ class Roots:
                 "or have the operator open it with --save-dir-root",
                 field=field,
             )
+        if owner is not None and not self._may(owner, place):
+            raise InputRefused(f"{text} belongs to another user", field=field)
         return place
+
+    def _may(self, owner: str, place: Path) -> bool:
+        pictures = resolved(self.outputs / OWNERS_FOLDER)
+        if place == pictures or not place.is_relative_to(pictures):
+            return True
+        return place.relative_to(pictures).parts[0] == owner_folder(owner)
 
     def holds(self, place: Path) -> bool:
         """Whether a resolved place may be read and written on a caller's behalf."""
         return any(place.is_relative_to(root) for root in self.opened) and not any(
             place.is_relative_to(folder) for folder in self.closed
         )
+
+
+def owner_folder(owner: str) -> str:
+    """An owner's name as one folder's name; different owners have different ones."""
+    folder = quote(owner, safe="@") or "_"
+    return folder if folder.strip(".") else folder.replace(".", "%2E")
 
 
 def resolved(path: Path) -> Path:

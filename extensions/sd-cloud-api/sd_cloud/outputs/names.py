@@ -12,6 +12,7 @@ from urllib.parse import quote
 from sd_cloud.job import Job, Outcome, Picture, Role
 from sd_cloud.outputs.patterns import Facts, expand
 from sd_cloud.outputs.png import CONTENT_TYPES, LONGEST_SIDE
+from sd_cloud.roots import OWNERS_FOLDER, owner_folder
 from sd_cloud.settings import Settings
 
 #: Longest file name that common file systems take, in bytes.
@@ -73,10 +74,7 @@ def eas_name(job: Job, picture: Picture, moment: datetime) -> Name:
 
 def task_name(job: Job, number: int) -> Name:
     """``images/<owner>/<task id>_<number>.png``, numbers from 1."""
-    owner = quote(job.owner, safe="@") or "_"
-    if not owner.strip("."):
-        owner = owner.replace(".", "%2E")
-    return Name(Path("images") / owner, f"{quote(job.id, safe='')}_{number}")
+    return Name(Path(OWNERS_FOLDER) / owner_folder(job.owner), f"{quote(job.id, safe='')}_{number}")
 
 
 def webui_name(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-
-import anyio
 
 from sd_cloud.errors import SavingFailed
 from sd_cloud.job import Job, Outcome, Picture
@@ -59,7 +58,7 @@ class Outputs:
         """
         if job.target is None or not outcome.pictures:
             return outcome
-        return await anyio.to_thread.run_sync(self._save, job, outcome)
+        return await asyncio.to_thread(self._save, job, outcome)
 
     def _save(self, job: Job, outcome: Outcome) -> Outcome:
         assert job.target is not None
