@@ -1,0 +1,270 @@
+"""ControlNet at work in one job: maps made once, residuals into the U-Net at each of its calls.
+
+How much reaches the U-Net, and when, follows sd-webui-controlnet's ``hook.py``: a unit works while
+``guidance_start <= step / steps <= guidance_end``; "My prompt is more important" weighs the layers
+by powers of 0.825; "ControlNet is more important" does so too and leaves the negative prompt alone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from sd_cloud.engines.base import ModelFile
+from sd_cloud.engines.diffusion.controlnet_after import (
+    Correction,
+    Finish,
+    correction_for,
+    finish_for,
+)
+from sd_cloud.engines.diffusion.controlnet_call import Call, Residuals
+from sd_cloud.engines.diffusion.controlnet_maps import Canvas, fit, perfect_resolution, unit_image
+from sd_cloud.engines.diffusion.controlnet_model import ControlNet, load_controlnet
+from sd_cloud.engines.diffusion.controlnet_units import ControlUnit, find_control_model, unit_infotext
+from sd_cloud.engines.diffusion.preprocess import Detection, Pixels, detect
+from sd_cloud.engines.diffusion.preprocess_table import MODULES
+from sd_cloud.errors import BadRequest
+from sd_cloud.job import Picture
+from sd_cloud.settings import Settings
+
+__all__ = ["Call", "Canvas", "Control", "ControlNetShelf", "Residuals", "Surroundings", "prepare"]
+
+SOFT_BASE = 0.825
+SOFT_LAYERS = 13
+SDXL_LAYERS = 10
+KEPT_MODELS = 2
+HARD_EDGES = ("canny", "mlsd")
+"""Maps whose control is softened in the hires pass, whatever the mode."""
+
+
+class ControlNetShelf:
+    """Loaded ControlNets, the last few kept (``control_net_model_cache_size``)."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[object, ...], ControlNet] = OrderedDict()
+
+    def get(self, path: Path, unet: UNet2DConditionModel, keep: int, *, field: str) -> ControlNet:
+        """Raises what :func:`load_controlnet` raises."""
+        parameter = next(unet.parameters())
+        heads = tuple(np.atleast_1d(unet.config["attention_head_dim"]).tolist())
+        widths = tuple(unet.config["block_out_channels"])
+        key = (path, path.stat().st_mtime_ns, widths, heads, parameter.device, parameter.dtype)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        while self._kept and len(self._kept) >= max(keep, 1):
+            self._kept.popitem(last=False)
+        found = load_controlnet(path, unet, device=parameter.device, dtype=parameter.dtype, field=field)
+        if keep > 0 and not found.bound:
+            self._kept[key] = found
+        return found
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+
+@dataclass
+class Steering:
+    """One unit ready to work: its network, its maps as tensors [1, 3 or 4, H, W] in 0..1."""
+
+    unit: ControlUnit
+    network: ControlNet
+    hint: Tensor
+    hires_hint: Tensor | None
+    correction: Correction | None
+
+    def hint_for(self, call: Call) -> Tensor:
+        return self.hires_hint if call.hires and self.hires_hint is not None else self.hint
+
+    def works(self, call: Call) -> bool:
+        """Whether the unit takes part in this call: its window, and its choice of passes."""
+        chosen = self.unit.hires != "Both" and self.hires_hint is not None
+        if chosen and call.hires != (self.unit.hires == "High res only"):
+            return False
+        return self.unit.guidance_start <= call.progress <= self.unit.guidance_end
+
+    def residuals(self, call: Call) -> list[Tensor]:
+        """The network's outputs, weighed; the middle's is the last."""
+        net = self.network.net
+        latents = call.latents[:, : net.config["in_channels"]]
+        down, middle = net(
+            latents,
+            call.timesteps,
+            encoder_hidden_states=call.context,
+            controlnet_cond=inpaint_hint(self.hint_for(call)).to(latents),
+            class_labels=call.labels,
+            return_dict=False,
+        )
+        layers = [*down, middle]
+        if self.unit.only_on_prompt or self.network.averaged:
+            layers = [layer * call.marks for layer in layers]
+        weights = self.layer_weights(len(layers), call.hires)
+        layers = [self._within_region(layer * weight) for layer, weight in zip(layers, weights, strict=True)]
+        if self.network.averaged:
+            layers = [layer.mean(dim=(2, 3), keepdim=True) for layer in layers]
+        return layers
+
+    def layer_weights(self, count: int, hires: bool) -> list[float]:
+        """A weight for each of the network's ``count`` outputs, shallow to deep, the middle last.
+
+        Raises BadRequest when ``advanced_weighting`` has another number of them.
+        """
+        own = self.unit.layer_weights
+        if own is not None:
+            if len(own) != count:
+                raise BadRequest(
+                    f"has {len(own)} numbers; this model has {count} layers",
+                    field=f"{self.unit.field}.advanced_weighting",
+                )
+            return list(own)
+        softened = self.unit.soft or (hires and any(edge in self.unit.module.name for edge in HARD_EDGES))
+        if not softened:
+            return [self.unit.weight] * count
+        # The extension counts 13 layers for SDXL too, which has 10, and takes the first 10.
+        return [self.unit.weight * SOFT_BASE ** (SOFT_LAYERS - 1 - layer) for layer in range(count)]
+
+    def _within_region(self, layer: Tensor) -> Tensor:
+        if self.unit.region is None:
+            return layer
+        mask = torch.from_numpy(np.asarray(self.unit.region, np.float32) / 255.0)[None, None].to(layer)
+        return layer * functional.interpolate(mask, size=layer.shape[-2:], mode="bilinear")
+
+
+@dataclass
+class Control:
+    """All units of a job. ``maps``: the control maps to answer, ``infotext``: what the text says of them."""
+
+    steerings: tuple[Steering, ...]
+    maps: tuple[Picture, ...]
+    infotext: dict[str, str]
+    finishes: tuple[Finish, ...] = field(default=())
+
+    def residuals(self, call: Call) -> Residuals | None:
+        """What to add inside the U-Net at this call; None when no unit works in it."""
+        total: list[Tensor] | None = None
+        for steering in self.steerings:
+            if steering.works(call):
+                layers = steering.residuals(call)
+                total = layers if total is None else [a + b for a, b in zip(total, layers, strict=True)]
+        return None if total is None else Residuals(tuple(total[:-1]), total[-1])
+
+    def correct(self, noise: Tensor, call: Call, alphas_cumprod: Tensor) -> Tensor:
+        """The U-Net's output with what ``tile_colorfix`` and ``inpaint_only`` change in it."""
+        for steering in self.steerings:
+            if steering.correction is not None:
+                noise = steering.correction(noise, call, steering.hint_for(call), alphas_cumprod)
+        return noise
+
+    def finish(self, pixels: Tensor) -> Tensor:
+        """Decoded pictures [N, 3, H, W] in 0..1, with what recoloring and inpainting put back."""
+        for finish in self.finishes:
+            pixels = finish(pixels)
+        return pixels
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What preparing a job's units needs from the engine.
+
+    ``encode`` takes pixels [1, 3, H, W] in -1..1 to the latent the U-Net works on.
+    """
+
+    settings: Settings
+    models: Sequence[ModelFile]
+    unet: UNet2DConditionModel
+    shelf: ControlNetShelf
+    encode: Callable[[Tensor], Tensor]
+    option: Callable[[str, Any], Any]
+
+
+def prepare(units: Sequence[ControlUnit], canvas: Canvas, around: Surroundings) -> Control | None:
+    """Find the models, make the maps; None without units.
+
+    Raises BadRequest, CheckpointNotFound, CheckpointBroken and NotImplementedHere, each naming
+    the unit's field.
+    """
+    if not units:
+        return None
+    files = [find_control_model(one.model, around.models, field=f"{one.field}.model") for one in units]
+    infotext = unit_infotext(units)
+    units = [_settled(unit, canvas) for unit in units]
+    made = [_maps(unit, canvas, around.settings) for unit in units]
+    keep = int(around.option("control_net_model_cache_size", KEPT_MODELS))
+    steerings, finishes, pictures = [], [], []
+    for unit, file, (pixels, hires_pixels) in zip(units, files, made, strict=True):
+        network = around.shelf.get(Path(file.filename), around.unet, keep, field=f"{unit.field}.model")
+        _check_hint(unit, network)
+        final = pixels if hires_pixels is None else hires_pixels
+        steerings.append(
+            Steering(
+                unit=unit,
+                network=network,
+                hint=as_tensor(pixels),
+                hires_hint=None if hires_pixels is None else as_tensor(hires_pixels),
+                correction=correction_for(unit, around.encode),
+            )
+        )
+        finish = finish_for(unit, final, int(around.option("control_net_inpaint_blur_sigma", 7)))
+        finishes += [finish] if finish else []
+        if unit.save_map:
+            pictures += [_picture(one) for one in (hires_pixels, pixels) if one is not None]
+    shown = () if around.option("control_net_no_detectmap", False) else tuple(pictures)
+    return Control(tuple(steerings), shown, infotext, tuple(finishes))
+
+
+def _settled(unit: ControlUnit, canvas: Canvas) -> ControlUnit:
+    """``inpaint_only`` on top of img2img's own inpainting becomes the global form, as in the extension."""
+    doubled = unit.module.name == "inpaint_only" and canvas.init_image is not None and canvas.mask is not None
+    return replace(unit, module=MODULES["inpaint"]) if doubled else unit
+
+
+def _maps(unit: ControlUnit, canvas: Canvas, settings: Settings) -> tuple[Pixels, Pixels | None]:
+    """The unit's map at the picture's size, and at the hires pass's."""
+    pixels, mode = unit_image(unit, canvas)
+    size = canvas.latent_size
+    resolution = unit.resolution
+    if unit.pixel_perfect:
+        resolution = perfect_resolution(pixels, size, mode)
+    detection = Detection(resolution, unit.threshold_a, unit.threshold_b, canvas.seed)
+    found = detect(unit.module, pixels, detection, settings, field=f"{unit.field}.module")
+    hires = canvas.latent_hires_size
+    return fit(found, mode, size), None if hires is None else fit(found, mode, hires)
+
+
+def _check_hint(unit: ControlUnit, network: ControlNet) -> None:
+    channels = network.net.config["conditioning_channels"]
+    if channels != 3:
+        raise BadRequest(
+            f"{network.name} takes maps of {channels} channels; preprocessors make 3",
+            field=f"{unit.field}.model",
+        )
+
+
+def as_tensor(pixels: Pixels) -> Tensor:
+    """[H, W, C] bytes to [1, C, H, W] in 0..1."""
+    return torch.from_numpy(pixels.astype(np.float32) / 255.0).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def inpaint_hint(hint: Tensor) -> Tensor:
+    """What inpainting models were trained on: the picture, and -1 where it is to be painted."""
+    if hint.shape[1] != 4:
+        return hint
+    masked = (hint[:, 3:] > 0.5).to(hint)
+    return hint[:, :3] * (1 - masked) - masked
+
+
+def _picture(pixels: Pixels) -> Picture:
+    """A map to show; where inpainting goes, it is half transparent."""
+    if pixels.shape[2] == 4:
+        pixels = np.dstack([pixels[:, :, :3], 255 - pixels[:, :, 3] // 2])
+    return Picture(Image.fromarray(np.ascontiguousarray(pixels)), role="control_map")

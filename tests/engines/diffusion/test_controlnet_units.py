@@ -1,0 +1,210 @@
+"""ControlNet units: what requests may write, and what each form means."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sd_cloud.engines.base import ModelFile
+from sd_cloud.engines.diffusion.controlnet_api import control_types, detect_images, model_list, version
+from sd_cloud.engines.diffusion.controlnet_units import (
+    ControlUnit,
+    control_units,
+    find_control_model,
+    unit_infotext,
+)
+from sd_cloud.errors import BadRequest, CheckpointNotFound, NotImplementedHere
+from sd_cloud.settings import settings_below
+
+MODELS = tuple(
+    ModelFile(f"{stem} [12345678]", f"/x/{stem}.pth", {"stem": stem})
+    for stem in ("control_v11p_sd15_canny", "control_v11f1e_sd15_tile", "my_canny_long_name")
+)
+
+
+def encoded(width: int = 16, height: int = 8, mode: str = "RGB") -> str:
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height), 200 if mode == "L" else "red").save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def units(*sent: Any) -> tuple[ControlUnit, ...]:
+    return control_units({"alwayson_scripts": {"controlnet": {"args": list(sent)}}})
+
+
+def unit(**fields: Any) -> ControlUnit:
+    return units({"model": "canny", **fields})[0]
+
+
+def test_a_request_without_controlnet_has_no_units() -> None:
+    assert control_units({}) == control_units({"alwayson_scripts": {"other": {"args": []}}}) == ()
+
+
+def test_the_guides_own_unit_is_understood() -> None:
+    found = unit(
+        image="data:image/png;base64," + encoded(),
+        enabled=True,
+        module="canny",
+        model="control_v11p_sd15_canny",
+        weight=1,
+        resize_mode="Crop and Resize",
+        low_vram=False,
+        processor_res=512,
+        threshold_a=100,
+        threshold_b=200,
+        guidance_start=0,
+        guidance_end=1,
+        pixel_perfect=True,
+        control_mode="Balanced",
+        input_mode="simple",
+        batch_images="",
+        output_dir="",
+        loopback=False,
+    )
+    assert found.image is not None and found.image.size == (16, 8)
+    assert found.described() == (
+        "Module: canny, Model: control_v11p_sd15_canny, Weight: 1.0, Resize Mode: Crop and Resize, "
+        "Processor Res: 512, Threshold A: 100.0, Threshold B: 200.0, Guidance Start: 0.0, "
+        "Guidance End: 1.0, Pixel Perfect: True, Control Mode: Balanced"
+    )
+    assert unit_infotext((found,)) == {"ControlNet 0": found.described()}
+
+
+def test_numbers_and_old_words_mean_the_same_as_todays() -> None:
+    for value in (2, "ControlNet is more important", "controlnet is more important"):
+        assert unit(control_mode=value).only_on_prompt
+    for value in (2, "Resize and Fill", "Envelope (Outer Fit)"):
+        assert unit(resize_mode=value).resize_mode == "Resize and Fill"
+    assert unit(resize_mode=3).resize_mode == "Just Resize"
+    assert unit(guidance=0.5).guidance_end == 0.5
+    assert unit(input_image=encoded()).image is not None
+
+
+def test_out_of_range_sliders_mean_the_preprocessors_defaults() -> None:
+    found = unit(module="canny", processor_res=-1, threshold_a=-1, threshold_b=9999)
+    assert (found.resolution, found.threshold_a, found.threshold_b) == (512, 100, 200)
+    assert unit(module="tile_resample").threshold_a == 1.0
+
+
+def test_disabled_units_are_left_out_and_the_rest_are_numbered() -> None:
+    found = units({"enabled": False, "model": "a"}, {"model": "b"}, True, {"enabled": True, "model": "c"})
+    assert [(one.number, one.model) for one in found] == [(0, "b"), (1, "c")]
+    assert found[1].field == "alwayson_scripts.controlnet.args[3]"
+
+
+def test_every_form_of_image_and_mask() -> None:
+    image, mask = encoded(), encoded(mode="L")
+    for sent in (
+        {"image": image, "mask": mask},
+        {"image": {"image": image, "mask": mask}},
+        {"image": [image, mask]},
+        {"image": [{"image": image, "mask": mask}]},
+        {"image": image, "mask_image": mask},
+    ):
+        found = unit(**sent)
+        assert found.image is not None and found.mask is not None and found.mask.mode == "L", sent
+
+
+def test_merging_images_shares_the_weight() -> None:
+    found = units({"model": "a", "weight": 1.0, "input_mode": "merge", "image": [encoded(), encoded(8, 8)]})
+    assert [(one.number, one.weight) for one in found] == [(0, 0.5), (1, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "fact"),
+    [
+        ({"module": "cany"}, "module", "canny"),
+        ({"weight": 3}, "weight", "0 to 2"),
+        ({"weight": "much"}, "weight", "number"),
+        ({"guidance_start": 0.8, "guidance_end": 0.2}, "guidance_start", "0.2"),
+        ({"control_mode": 3}, "control_mode", "Balanced"),
+        ({"resize_mode": "Stretch"}, "resize_mode", "Just Resize"),
+        ({"image": "no picture"}, "image", "base64"),
+        ({"image": encoded(), "mask": encoded(4, 4)}, "mask", "(4, 4)"),
+        ({"image": [encoded(), encoded(), encoded()]}, "image", "{image, mask}"),
+        ({"guidance": 0.4, "guidance_end": 0.6}, "guidance", "old name"),
+        ({"advanced_weighting": "all"}, "advanced_weighting", "list"),
+        ({"model": 5}, "model", "text"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_unit(fields: dict[str, Any], field: str, fact: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        unit(**fields)
+    assert str(caught.value).startswith(f"alwayson_scripts.controlnet.args[0].{field}: ")
+    assert fact in str(caught.value)
+
+
+@pytest.mark.parametrize("sent", [{"args": "x"}, 5, {"args": [3]}])
+def test_what_is_no_list_of_units_is_refused(sent: Any) -> None:
+    with pytest.raises(BadRequest, match=r"^alwayson_scripts\.controlnet"):
+        control_units({"alwayson_scripts": {"ControlNet": sent}})
+
+
+@pytest.mark.parametrize("fields", [{"input_mode": "batch"}, {"ipadapter_input": ["x"]}])
+def test_what_is_not_served_is_named(fields: dict[str, Any]) -> None:
+    with pytest.raises(NotImplementedHere, match=f"{next(iter(fields))}: "):
+        unit(**fields)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("control_v11p_sd15_canny [12345678]", 0),
+        ("control_v11p_sd15_canny", 0),
+        ("CONTROL_V11F1E_SD15_TILE", 1),
+        ("canny", 2),  # the shortest name that holds it
+        ("sd15_canny", 0),
+    ],
+)
+def test_models_are_found_as_the_extension_finds_them(wanted: str, found: int) -> None:
+    assert find_control_model(wanted, MODELS, field="f") is MODELS[found]
+
+
+def test_an_unknown_model_lists_those_there_and_none_is_refused() -> None:
+    with pytest.raises(CheckpointNotFound, match=r"^f: .*control_v11p_sd15_canny \[12345678\]"):
+        find_control_model("openpose", MODELS, field="f")
+    with pytest.raises(BadRequest, match="needs a model"):
+        find_control_model("None", MODELS, field="f")
+    with pytest.raises(CheckpointNotFound, match="installed: none"):
+        find_control_model("openpose", (), field="f")
+
+
+def test_the_extensions_own_routes() -> None:
+    assert version() == {"version": 3}
+    assert model_list(MODELS[:1]) == {"model_list": ["control_v11p_sd15_canny [12345678]"]}
+    types = control_types(MODELS)["control_types"]
+    assert types["Canny"]["default_option"] == "canny"
+    assert types["Canny"]["default_model"] == "control_v11p_sd15_canny [12345678]"
+    assert types["Tile"]["model_list"] == ["None", "control_v11f1e_sd15_tile [12345678]"]
+    assert types["All"]["default_model"] == "None"
+
+
+def test_detecting_answers_one_picture_for_each(tmp_path: Any) -> None:
+    answer = detect_images(
+        {
+            "controlnet_module": "canny",
+            "controlnet_input_images": [encoded(), encoded(8, 8)],
+            "controlnet_processor_res": 64,
+        },
+        settings_below(tmp_path),
+    )
+    sizes = [Image.open(io.BytesIO(base64.b64decode(one))).size for one in answer["images"]]
+    assert sizes == [(128, 64), (64, 64)] and answer["info"] == "Success"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"controlnet_module": "cany"}, "controlnet_module"),
+        ({"controlnet_module": "canny"}, "controlnet_input_images"),
+        ({"controlnet_module": "inpaint", "controlnet_input_images": ["x"]}, "controlnet_masks"),
+        ({"controlnet_module": "canny", "controlnet_input_images": ["x"]}, "controlnet_input_images"),
+    ],
+)
+def test_detecting_names_what_is_wrong(tmp_path: Any, body: dict[str, Any], field: str) -> None:
+    with pytest.raises(BadRequest, match=f"^{field}"):
+        detect_images(body, settings_below(tmp_path))
