@@ -276,3 +276,20 @@ async def test_a_change_of_the_options_does_not_reach_a_waiting_job(engine: Pain
     await asyncio.gather(blocker, waiting)
     assert engine.started[1].option("sd_model_checkpoint") == "first.safetensors"
     await service.stop()
+
+
+async def test_the_safety_check_sees_every_picture_before_it_is_saved_and_previews_are_withheld(
+    engine: PaintEngine,
+) -> None:
+    def check(outcome: Outcome) -> Outcome:
+        return replace(outcome, info={**outcome.info, "nsfw_censored": [False]})
+
+    service = make(engine, safety=check)
+    service.start()
+    asked = job(payload={"steps": 3, "step_seconds": 0.02})
+    waiter = asyncio.create_task(service.run(asked))
+    await until(lambda: service.progress(asked.id) is not None)
+    progress = service.progress(asked.id)
+    assert progress is not None and progress.preview is None
+    assert (await waiter).info["nsfw_censored"] == [False]
+    await service.stop()

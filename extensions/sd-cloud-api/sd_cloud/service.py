@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from sd_cloud import errors
-from sd_cloud.engines.base import Catalogue, Engine, EngineDied
+from sd_cloud.engines.base import Catalogue, Engine, EngineDied, Report
 from sd_cloud.job import Job, Outcome, Picture, Progress, Reply
 from sd_cloud.live import Live, replaying
 from sd_cloud.store.base import State, Task
@@ -54,6 +54,7 @@ class Service:
         store: SqlStore,
         inputs: Inputs,
         outputs: Outputs,
+        safety: Callable[[Outcome], Outcome] | None = None,
         options: Callable[[], Mapping[str, Any]] = dict,
         queue_limit: int = 1000,
         max_delivery: int = 2,
@@ -63,6 +64,7 @@ class Service:
         self.store = store
         self.inputs = inputs
         self.outputs = outputs
+        self.safety = safety
         self.options = options
         self.queue_limit = queue_limit
         self.max_delivery = max_delivery
@@ -363,7 +365,7 @@ class Service:
             live.job, live.prepared = await self._resolved(live.job), True
         if live.cancelled:
             raise errors.Cancelled("the task was cancelled before its first step")
-        return await self.engine.run(live.job, live.report)
+        return await self.engine.run(live.job, self._reporting(live))
 
     async def _replayed(self, live: Live) -> Outcome:
         """A call, played to the app. What it asks of this service becomes part of this task."""
@@ -387,13 +389,19 @@ class Service:
             if outer.cancelled:
                 raise errors.Cancelled("the task was cancelled before its first step")
             self._loaded = job.checkpoint or self._loaded
-            outcome = await self.engine.run(job, outer.report)
+            outcome = await self.engine.run(job, self._reporting(outer))
             saved = await self._saved(job, replace(outcome, seconds=outer.seconds))
         except errors.ServiceError as error:
             outer.failed_within = error
             raise
         outer.within.append(saved)
         return saved
+
+    def _reporting(self, live: Live) -> Report:
+        """How the engine's progress is taken down: without previews, which nobody has checked."""
+        if self.safety is None:
+            return live.report
+        return lambda progress: live.report(replace(progress, preview=None))
 
     def _released(self, task_id: str) -> None:
         self._running.pop(task_id, None)
@@ -411,6 +419,8 @@ class Service:
 
     async def _saved(self, job: Job, outcome: Outcome) -> Outcome:
         try:
+            if self.safety is not None:
+                outcome = await asyncio.to_thread(self.safety, outcome)
             return await self.outputs.save(job, outcome)
         except errors.ServiceError:
             raise

@@ -23,6 +23,7 @@ from sd_cloud.host.folders import make_folders
 from sd_cloud.host.options import Options
 from sd_cloud.inputs import Inputs
 from sd_cloud.outputs import Outputs
+from sd_cloud.safety import Censor
 from sd_cloud.service import Service
 from sd_cloud.settings import Settings
 from sd_cloud.store.sql import open_store
@@ -44,6 +45,7 @@ def build(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
         store=open_store(settings),
         inputs=Inputs(settings),
         outputs=Outputs(settings),
+        safety=Censor().check if settings.enable_nsfw_censor else None,
         options=options.snapshot,
         queue_limit=settings.queue_limit,
         max_delivery=settings.max_delivery,
