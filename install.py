@@ -55,7 +55,7 @@ class Needed:
 
 FOR_TESTS = (
     Needed("chromium", "chromium", "tests/browser"),
-    Needed("postgres", "postgresql", "tests/postgres"),
+    Needed("initdb", "postgresql", "tests/store"),
 )
 
 

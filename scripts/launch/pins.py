@@ -26,7 +26,7 @@ RUNTIME = (
 #: What only tests, checks and the demo's training add.
 TEST = (
     "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "trustme", "ftfy", "import-linter",
-    "ruff", "mypy", "types-PyYAML", "types-psutil", "types-regex", "resvg_py", "dashscope",
+    "ruff", "mypy", "types-PyYAML", "types-psutil", "types-regex", "resvg_py", "dashscope", "pgserver",
 )  # fmt: skip
 
 
