@@ -67,7 +67,8 @@ class Asked:
         transport = httpx.ASGITransport(app=self.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            return await client.post(path, content=content, **options)
+            headers = {"Content-Type": "application/json", **options.pop("headers", {})}
+            return await client.post(path, content=content, headers=headers, **options)
 
 
 def asked_of(tmp_path: Path, app: FastAPI, **service_options: Any) -> Asked:
@@ -102,7 +103,7 @@ async def asked(tmp_path: Path) -> AsyncIterator[Asked]:
 async def test_a_request_without_our_keys_reaches_the_native_handler_byte_for_byte(
     asked: Asked, body: bytes
 ) -> None:
-    answer = await asked.post("/sdapi/v1/txt2img", body, headers={"Content-Type": "application/json"})
+    answer = await asked.post("/sdapi/v1/txt2img", body)
     assert answer.status_code == 200 and answer.json()["native"].encode() == body
     assert not asked.engine.started
 

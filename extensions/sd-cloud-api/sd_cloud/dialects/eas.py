@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -36,6 +37,7 @@ UNIT_KEYS = ("image_link", "mask_link")
 CONTROLNET_NAMES = ("controlnet", "ControlNet")
 
 ROUTES: Mapping[str, Kind] = {"/sdapi/v1/txt2img": "txt2img", "/sdapi/v1/img2img": "img2img"}
+
 
 class NativeJob(Protocol):
     """Makes the job of a native request. Raises a ServiceError for a name that is not there."""
@@ -95,7 +97,7 @@ def _endpoint(
             request.scope["sd_cloud.job"] = job.id
             outcome = await service.run(job)
         except errors.ServiceError as error:
-            return _failure(labels, error, time.monotonic() - started)
+            return _failure(labels, _in_our_words(error, scripts), time.monotonic() - started)
         return _success(labels, outcome, time.monotonic() - started)
 
     return endpoint
@@ -163,7 +165,7 @@ async def parse(
             raise errors.BadRequest(
                 f"expected a string, got {json.dumps(value)[:60]}", field=f"alwayson_scripts.{key}"
             )
-    payload = _validated({**body, "alwayson_scripts": scripts}, route)
+    payload = validated({**body, "alwayson_scripts": scripts}, route)
     link = ours.get("image_link")
     if link:
         if kind != "img2img":
@@ -200,16 +202,16 @@ async def plain_native_job(kind: Kind, payload: Mapping[str, Any], *, owner: str
     return Job(kind, payload, owner=owner, checkpoint=checkpoint, vae=vae)
 
 
-def _validated(body: dict[str, Any], route: APIRoute) -> dict[str, Any]:
+def validated(body: dict[str, Any], route: APIRoute) -> dict[str, Any]:
     """The native payload, its defaults filled in by the native route's own model."""
     if route.body_field is None:
         return body
     model, problems = route.body_field.validate(body, {}, loc=("body",))
     if problems:
-        first = problems[0] if isinstance(problems, list) else problems.errors()[0]  # pydantic 2, 1
-        details = first if isinstance(first, dict) else {"loc": ("body",), "msg": str(first)}
-        where = ".".join(str(part) for part in details["loc"] if part != "body")
-        raise errors.BadRequest(details["msg"], field=where or "body")
+        # FastAPI's own error flattens what either pydantic gives it.
+        first = RequestValidationError(problems if isinstance(problems, list) else [problems]).errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        raise errors.BadRequest(first["msg"], field=where or "body")
     return dict(model.model_dump() if hasattr(model, "model_dump") else model.dict())
 
 
@@ -231,6 +233,13 @@ def _success(labels: Mapping[str, str], outcome: Outcome, seconds: float) -> Res
         image_links=[picture.link for picture in told if picture.link],
         info=outcome.info,
     )
+
+
+def _in_our_words(error: errors.ServiceError, scripts: Mapping[str, Any]) -> errors.ServiceError:
+    """The error with the field's name as the caller wrote it: ``image_link`` became ``init_images``."""
+    if scripts.get("image_link") and (error.field or "").startswith("init_images"):
+        return type(error)(error.args[0], field="image_link")
+    return error
 
 
 def _failure(labels: Mapping[str, str], error: errors.ServiceError, seconds: float) -> Response:
