@@ -1,0 +1,106 @@
+"""A style LoRA in kohya's layout: low-rank changes to the U-Net's attention, learned on other paper."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .data import Dataset
+from .export import lora_name
+from .sampling import alphas_cumprod
+from .schedule import SEED, Log, Threads, generator, learning_rate
+from .train import BATCH, COLOURED_WEIGHT, SNR_LIMIT, Captioner, Denoiser
+
+RANK = 8
+PEAK_RATE = 2e-3
+
+
+class LowRank(nn.Module):
+    """A frozen layer plus `up @ down`; the scale is alpha / rank = 1."""
+
+    def __init__(self, base: nn.Module, down: nn.Module, up: nn.Module) -> None:
+        super().__init__()
+        self.base, self.down, self.up = base.requires_grad_(False), down, up
+        nn.init.normal_(self.down.weight, std=1 / RANK)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def attach(unet: nn.Module) -> dict[str, LowRank]:
+    """Put a LowRank in the place of every linear and 1x1 layer of the transformer blocks."""
+    unet.requires_grad_(False)
+    attached: dict[str, LowRank] = {}
+    for name, module in list(unet.named_modules()):
+        if "attentions" not in name:
+            continue
+        low: LowRank
+        if isinstance(module, nn.Linear):
+            down = nn.Linear(module.in_features, RANK, bias=False)
+            low = LowRank(module, down, nn.Linear(RANK, module.out_features, bias=False))
+        elif isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            shrink = nn.Conv2d(module.in_channels, RANK, 1, bias=False)
+            low = LowRank(module, shrink, nn.Conv2d(RANK, module.out_channels, 1, bias=False))
+        else:
+            continue
+        parent, _, leaf = name.rpartition(".")
+        setattr(unet.get_submodule(parent), leaf, low)
+        attached[name] = low
+    return attached
+
+
+def train_lora(
+    model: Denoiser, dataset: Dataset, latents: Tensor, captioner: Captioner, work: Path, steps: int
+) -> dict[str, Tensor]:
+    """Kohya weights after `steps`; `latents` are those of the new style."""
+    threads = Threads()
+    torch.manual_seed(SEED)
+    model.requires_grad_(False)
+    layers = attach(model.unet)
+    trained = [p for low in layers.values() for p in (*low.down.parameters(), *low.up.parameters())]
+    optimiser = torch.optim.AdamW(trained, lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    alphas = alphas_cumprod().float()
+    weights = torch.tensor([COLOURED_WEIGHT if entry.colour else 1.0 for entry in dataset.entries])
+    log, losses = Log(work / "logs" / "lora.jsonl"), []
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, PEAK_RATE, warmup=30)
+        randomness = generator(20_000_000 + step)
+        chosen = torch.multinomial(weights, BATCH, replacement=False, generator=randomness)
+        rng = random.Random(SEED + step)
+        tokens = captioner.tokens([dataset.entries[i] for i in chosen.tolist()], rng)
+        times = torch.randint(1000, (BATCH,), generator=randomness)
+        noise = torch.randn(BATCH, 4, 8, 8, generator=randomness)
+        alpha = alphas[times][:, None, None, None]
+        noisy = alpha.sqrt() * latents[chosen] + (1 - alpha).sqrt() * noise
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            guess = model(noisy, times, tokens)
+        snr = (alpha / (1 - alpha)).flatten()
+        errors = (guess.float() - noise).square().mean((1, 2, 3))
+        loss = (errors * snr.clamp(max=SNR_LIMIT) / snr).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+        if step % 10 == 9:
+            threads.adapt()
+        if step % 50 == 49:
+            log.write(step=step + 1, loss=sum(losses) / len(losses))
+            losses.clear()
+    weights_out: dict[str, Tensor] = {}
+    for name, low in layers.items():
+        key = lora_name(name, "unet")
+        weights_out[f"{key}.lora_down.weight"] = low.down.weight.detach().half().contiguous()
+        weights_out[f"{key}.lora_up.weight"] = low.up.weight.detach().half().contiguous()
+        weights_out[f"{key}.alpha"] = torch.tensor(float(RANK)).half()
+    return weights_out
+
+
+def write_lora(path: Path, weights: dict[str, Tensor], name: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path, metadata={"ss_base_model_version": "sd_v1", "ss_output_name": name})
