@@ -1,8 +1,7 @@
-"""The native routes over a real `Service` and an engine that paints flat colours."""
+"""The standalone app with an engine that paints flat colours."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 from collections.abc import AsyncIterator
@@ -15,16 +14,12 @@ import httpx
 from fastapi import FastAPI
 from PIL import Image
 
-from sd_cloud.dialects import sdapi
 from sd_cloud.engines.base import Catalogue, ModelFile, Report
 from sd_cloud.engines.diffusion.catalogue_samplers import SAMPLERS, SCHEDULERS
-from sd_cloud.errors import InputRefused
-from sd_cloud.host.folders import make_folders
-from sd_cloud.host.options import Options
+from sd_cloud.host.app import build
 from sd_cloud.job import Job, Outcome
 from sd_cloud.service import Service
 from sd_cloud.settings import Settings, settings_below
-from sd_cloud.store.sql import open_store
 from tests.fakes import CATALOGUE, PaintEngine
 
 FULL = replace(
@@ -58,36 +53,13 @@ class PaintEngineWithNames(PaintEngine):
         return FULL
 
 
-class Unguarded:
-    """Takes every input as it is; refuses one path, to see that paths are asked about."""
-
-    async def resolve(self, job: Job) -> Job:
-        return job
-
-    def check_paths(self, job: Job) -> None:
-        for name, value in (job.payload.get("override_settings") or {}).items():
-            if name.startswith("outdir_") and value == "/etc":
-                raise InputRefused("outside the output roots", field=name)
-
-
-class Unsaved:
-    def __init__(self) -> None:
-        self.seen: list[Job] = []
-
-    async def save(self, job: Job, outcome: Outcome) -> Outcome:
-        self.seen.append(job)
-        return outcome
-
-
 @dataclass
 class Native:
     client: httpx.AsyncClient
     service: Service
     engine: PaintEngineWithNames
-    options: Options
     settings: Settings
     app: FastAPI
-    outputs: Unsaved
 
     async def post(self, path: str, body: Any = None) -> httpx.Response:
         return await self.client.post(f"/sdapi/v1/{path}", json=body)
@@ -104,22 +76,17 @@ class Native:
 
 
 @asynccontextmanager
-async def native(data_dir: Path) -> AsyncIterator[Native]:
-    settings = settings_below(data_dir)
-    make_folders(settings)
-    options = Options(settings.data_dir)
-    engine, outputs = PaintEngineWithNames(), Unsaved()
-    service = Service(
-        engine, store=open_store(settings), inputs=Unguarded(), outputs=outputs, options=options.snapshot
-    )
-    app = FastAPI()
-    app.include_router(sdapi.router(service, options, settings))
+async def native(data_dir: Path, **changes: Any) -> AsyncIterator[Native]:
+    """The whole standalone app below ``data_dir``, asked by a caller on this machine."""
+    settings = settings_below(data_dir, **changes)
+    engine = PaintEngineWithNames()
+    app = build(settings, engine=engine)
     transport = httpx.ASGITransport(app)
-    service.start()
-    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-        yield Native(client, service, engine, options, settings, app, outputs)
-    await service.stop()
-    await asyncio.to_thread(service.store.database.close)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+    ):
+        yield Native(client, app.state.sd_cloud, engine, settings, app)
 
 
 def picture_in(text: str) -> Image.Image:

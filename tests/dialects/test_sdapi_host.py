@@ -50,7 +50,7 @@ async def test_a_change_of_options_does_not_reach_a_job_that_was_taken_before(wo
             "model 'third' not found; installed: first.safetensors, second",
         ),
         ({"sd_vae": "hard.pt"}, 404, "sd_vae: no VAE 'hard.pt'"),
-        ({"outdir_samples": "/etc", "tiling": True}, 422, "outside the output roots"),
+        ({"outdir_samples": "/etc", "tiling": True}, 422, "outdir_samples: "),
     ],
 )
 async def test_an_option_that_cannot_be_set_changes_none(

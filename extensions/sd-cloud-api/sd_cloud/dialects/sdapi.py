@@ -19,12 +19,12 @@ from starlette.responses import Response
 
 from sd_cloud.dialects import sdapi_models as models
 from sd_cloud.dialects.eas import NativeJob
-from sd_cloud.dialects.sdapi_checks import check_upscaler, check_vae, check_values, checked
+from sd_cloud.dialects.sdapi_checks import check_upscaler, check_vae, check_values, checked_payload
 from sd_cloud.dialects.sdapi_errors import NativeRoute, answer
 from sd_cloud.dialects.sdapi_host import Options, add_host_routes
 from sd_cloud.dialects.sdapi_infotext import filled_in
 from sd_cloud.dialects.sdapi_lists import add_lists
-from sd_cloud.dialects.sdapi_pictures import encoded, opened, preview
+from sd_cloud.dialects.sdapi_pictures import checked_picture, encoded, opened, preview
 from sd_cloud.dialects.sdapi_styles import read_styles, with_styles
 from sd_cloud.errors import BadRequest, NotFound, NotImplementedHere
 from sd_cloud.job import Job, Kind, Outcome, Target
@@ -88,7 +88,7 @@ class _Making:
         return await asyncio.to_thread(self._made, job, sent, outcome)
 
     async def job(self, kind: Kind, payload: Mapping[str, Any], *, owner: str) -> Job:
-        """The job of a native request. Raises what `checked` raises."""
+        """The job of a native request. Raises what `checked_payload` raises."""
         model = (
             models.StableDiffusionProcessingTxt2Img
             if kind == "txt2img"
@@ -97,7 +97,7 @@ class _Making:
         defaults = {name: field.default for name, field in model.model_fields.items()}
         payload = {name: defaults.get(name) if value is None else value for name, value in payload.items()}
         catalogue = self._service.catalogue()
-        payload = checked(kind, payload, catalogue, limit_pixels=self._settings.fetch.limit_pixels)
+        payload = checked_payload(kind, payload, catalogue, limit_pixels=self._settings.fetch.limit_pixels)
         override = dict(payload["override_settings"] or {})
         self._options.check(override, "override_settings")
         checkpoint, vae = override.pop("sd_model_checkpoint", None), override.pop("sd_vae", None)
@@ -165,8 +165,8 @@ class _Making:
         return str(outcome.info.get("html_info", "")), images
 
     async def pnginfoapi(self, req: models.PNGInfoRequest) -> Response:
-        image = await asyncio.to_thread(opened, req.image, "image", self._settings.fetch)
-        info, items, parameters = await asyncio.to_thread(geninfo, image)
+        checked = await checked_picture(self._service, req.image, "image")
+        info, items, parameters = await asyncio.to_thread(lambda: geninfo(opened(checked)))
         return answer({"info": info, "items": items, "parameters": parameters if info else {}})
 
     async def interrogateapi(self, interrogatereq: models.InterrogateRequest) -> Response:

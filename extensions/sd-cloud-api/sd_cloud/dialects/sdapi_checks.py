@@ -23,7 +23,7 @@ LATENT_UPSCALE_MODES = (
     "Latent (nearest)",
     "Latent (nearest-exact)",
 )
-#: Always there, and without effect over the API, as in the webui: their values are native fields.
+#: Always there. Their values are the request's own fields, so that over the API they are seldom sent.
 ALWAYS_ON = ("extra options", "refiner", "sampler", "seed")
 #: Names for the script that the engine has where the webui has an extension.
 CONTROLNET = "controlnet"
@@ -81,7 +81,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
 }
 
 
-def checked(
+def checked_payload(
     kind: Kind, payload: Mapping[str, Any], catalogue: Catalogue, *, limit_pixels: int
 ) -> dict[str, Any]:
     """The payload of a txt2img or img2img request with the catalogue's own names in it.

@@ -17,7 +17,7 @@ from sd_cloud.dialects import sdapi_models as models
 from sd_cloud.dialects.sdapi_checks import check_vae, check_values
 from sd_cloud.dialects.sdapi_errors import answer
 from sd_cloud.dialects.sdapi_models import OrNull
-from sd_cloud.errors import CheckpointNotFound, NotImplementedHere
+from sd_cloud.errors import CheckpointNotFound, NotImplementedHere, ServiceError
 from sd_cloud.job import Job
 from sd_cloud.service import Service
 from sd_cloud.settings import Settings
@@ -97,10 +97,17 @@ class _Host:
         if checkpoint is not None:
             changes["sd_model_checkpoint"] = await self._title(checkpoint)
         check_vae(changes.get("sd_vae"), self._service.catalogue(), "sd_vae")
-        # The guard of the paths in a request is the guard of the same paths as options.
-        self._service.inputs.check_paths(Job("txt2img", {"override_settings": changes}))
+        self._check_paths(changes)
         await asyncio.to_thread(self._options.change, changes)
         return answer(None)
+
+    def _check_paths(self, changes: Mapping[str, Any]) -> None:
+        """The guard of the paths in a request is the guard of the same paths as options."""
+        try:
+            self._service.inputs.check_paths(Job("txt2img", {"override_settings": changes}))
+        except ServiceError as error:
+            field = (error.field or "").removeprefix("override_settings.")
+            raise type(error)(error.args[0], field=field) from None
 
     async def _title(self, wanted: str) -> str:
         found = self._service.catalogue().checkpoint(wanted)

@@ -9,9 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from sd_cloud.errors import InputRefused
+from sd_cloud.errors import BadRequest, ServiceError
+from sd_cloud.job import Job
 from sd_cloud.outputs.png import encode
-from sd_cloud.settings import FetchLimits
+from sd_cloud.service import Service
 
 
 def encoded(image: Image.Image, infotext: str, option: Callable[[str], Any]) -> str:
@@ -36,23 +37,19 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def opened(text: str, field: str, limits: FetchLimits) -> Image.Image:
-    """A picture from base64, with or without a ``data:`` head; only its header has been read.
-
-    Raises InputRefused naming the field.
+async def checked_picture(service: Service, text: str, field: str) -> str:
+    """A picture that belongs to no job, under the rules of one that does: links fetched, types and
+    sizes checked, as plain base64. Raises BadRequest, InputRefused, InputUnreachable with ``field``.
     """
-    if text.startswith("data:") and "," in text[:200]:
-        text = text.split(",", 1)[1]
-    if len(text) > limits.limit_bytes * 4 // 3 + 4:
-        raise InputRefused(f"the picture has more than {limits.limit_bytes} bytes", field=field)
-    formats = [kind.upper() for kind in limits.types]
+    if not text.strip():
+        raise BadRequest("Invalid encoded image: expected base64", field=field)
     try:
-        image = Image.open(
-            io.BytesIO(base64.b64decode("".join(text.split()), validate=True)), formats=formats
-        )
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputRefused("Invalid encoded image", field=field) from error
-    if image.width * image.height > limits.limit_pixels:
-        size = f"{image.width}x{image.height}"
-        raise InputRefused(f"{size} is more than {limits.limit_pixels} pixels", field=field)
-    return image
+        looked_up = await service.inputs.resolve(Job("extras", {"image": text}))
+    except ServiceError as error:
+        raise type(error)(error.args[0], field=field) from None
+    return str(looked_up.payload["image"])
+
+
+def opened(checked: str) -> Image.Image:
+    """A picture from checked base64."""
+    return Image.open(io.BytesIO(base64.b64decode(checked)))

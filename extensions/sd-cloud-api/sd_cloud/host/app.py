@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from sd_cloud import __version__
 from sd_cloud.access import Access, Gate
 from sd_cloud.app import OPEN_PATHS, attach
-from sd_cloud.dialects import sdapi
+from sd_cloud.dialects import sdapi, sdapi_controlnet
 from sd_cloud.engines.base import Engine
 from sd_cloud.engines.child import ChildEngine
 from sd_cloud.engines.diffusion.catalogue import scan
@@ -54,6 +54,7 @@ def build(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     app = FastAPI(title="sd-cloud-api", version=__version__, lifespan=_lifespan(service, engine))
     # As routes of the app itself, like the webui's own: what wraps them finds them there.
     app.router.routes.extend(sdapi.router(service, options, settings).routes)
+    app.router.routes.extend(sdapi_controlnet.router(service, settings).routes)
     _add_internal(app, service)
     access = Access(settings)
     native_job = sdapi.native_job(service, options, settings)
