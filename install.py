@@ -19,18 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-VENV = ROOT / ".venv"
-PYTHON = VENV / "bin" / "python"
-STAMP = VENV / "sd-cloud-installed"
 EXTENSION = ROOT / "extensions" / "sd-cloud-api"
-NEEDED_PYTHON = (3, 11)
 NEEDED_DISK_GIB = 5
 
 USAGE = """
 commands:
   demo              set up, start the service, send the EAS guide's txt2img request, show its
                     answer and where the pictures are, stop
-  test [-- ARGS]    set up what the tests need and run them (ARGS go to pytest)
+  test [-- ARGS]    set up what the tests need and run them (ARGS go to pytest);
+                    `test --stack webui`: those of the shared part on the webui 1.10.1's packages
   launch -- FLAGS   set up and serve: launch -- --listen --port 8000 --api --data-dir ./data
   webui PATH        put the extension into a stable-diffusion-webui at PATH
   setup             only set up
@@ -53,6 +50,60 @@ class Needed:
     tests: str
 
 
+@dataclass(frozen=True)
+class Environment:
+    """A folder with a Python and packages. ``pythons``: the versions to make it from, best first."""
+
+    venv: Path
+    pins: tuple[str, ...]
+    pythons: tuple[str, ...] = ("3.11",)
+    with_torch: bool = True
+    gpu: bool = False
+
+    @property
+    def python(self) -> Path:
+        return self.venv / "bin" / "python"
+
+    @property
+    def stamp(self) -> Path:
+        return self.venv / "sd-cloud-installed"
+
+    @property
+    def wanted(self) -> str:
+        """A digest of all that decides what is in it: it changes when a pin, or its place, does."""
+        digest = hashlib.sha256(str(self.venv).encode())
+        for name in self.pins:
+            digest.update((ROOT / name).read_bytes())
+        return f"{'+'.join(self.pins)}:{digest.hexdigest()[:24]}"
+
+    @property
+    def is_there(self) -> bool:
+        made = self.stamp.read_text().split("\n") if self.stamp.exists() else []
+        return self.python.exists() and self.wanted in made
+
+
+def environment(*, tests: bool = False, gpu: bool = False) -> Environment:
+    pins = ["constraints.txt", *(["constraints-test.txt"] if tests else [])]
+    return Environment(ROOT / ".venv", (*pins, *(["constraints-gpu.txt"] if gpu else [])), gpu=gpu)
+
+
+#: The packages of a real webui 1.10.1, for the tests of what runs inside one.
+WEBUI_STACK = Environment(
+    ROOT / ".venv-webui", ("constraints-webui.txt",), ("3.10", "3.11"), with_torch=False
+)
+#: Tests of what never runs there.
+STANDALONE_TESTS = (
+    "tests/conformance",
+    "tests/demo",
+    "tests/dialects/test_sdapi*",
+    "tests/e2e",
+    "tests/engines/diffusion",
+    "tests/host",
+    "tests/launch",
+    "tests/safety",
+    "tests/test_install.py",
+)
+
 FOR_TESTS = (
     Needed("chromium", "chromium", "tests/browser"),
     Needed("initdb", "postgresql", "tests/store"),
@@ -70,24 +121,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("command", nargs="?", choices=("demo", "test", "launch", "webui", "setup"))
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args(list(argv))
-    rest = given.rest[1:] if given.rest[:1] == ["--"] else given.rest
     try:
         if given.command is None:
             return bare(parser)
-        if given.command == "webui":
-            return webui(rest)
-        if given.command in ("demo", "setup") and rest:
-            raise Problem(f"{given.command} takes no arguments, but got: {' '.join(rest)}")
-        set_up(for_tests=given.command == "test", gpu=given.gpu)
-        if given.command == "demo":
-            return run([PYTHON, ROOT / "scripts" / "launch" / "demo.py"])
-        if given.command == "test":
-            debian_packages_for_tests()
-            return run([PYTHON, "-m", "pytest", *rest])
-        if given.command == "launch":
-            # Replaces this process: signals of a supervisor reach the service itself.
-            os.execv(PYTHON, [str(PYTHON), "-m", "sd_cloud", "launch", *rest])
-        return 0
+        return command(given.command, given.rest, gpu=given.gpu)
     except Problem as problem:
         print(f"\ninstall.py: {problem}", file=sys.stderr)
         return 1
@@ -96,38 +133,56 @@ def main(argv: Sequence[str]) -> int:
         return 130
 
 
-# -- the environment ---------------------------------------------------------------------------
+def command(name: str, rest: list[str], *, gpu: bool) -> int:
+    if name == "webui":
+        return webui(rest)
+    if name == "test":
+        return test(rest, gpu=gpu)
+    rest = without_dashes(rest)
+    if name in ("demo", "setup") and rest:
+        raise Problem(f"{name} takes no arguments, but got: {' '.join(rest)}")
+    python = set_up(environment(gpu=gpu))
+    if name == "demo":
+        return run([python, ROOT / "scripts" / "launch" / "demo.py"])
+    if name == "launch":
+        # Replaces this process: signals of a supervisor reach the service itself.
+        os.execv(python, [str(python), "-m", "sd_cloud", "launch", *rest])
+    return 0
 
 
-def set_up(*, for_tests: bool, gpu: bool) -> None:
-    """Make or complete `.venv`. Returns at once when an earlier call has made all of it."""
-    wanted = what_is_wanted(for_tests=for_tests, gpu=gpu)
-    if is_there(wanted):
-        return
+def test(rest: list[str], *, gpu: bool) -> int:
+    if rest[:1] == ["--stack"]:
+        if rest[1:2] != ["webui"]:
+            raise Problem("the only other stack is: test --stack webui")
+        python = set_up(WEBUI_STACK)
+        left_out = [f"--ignore-glob={ROOT / pattern}" for pattern in STANDALONE_TESTS]
+        paths = {**os.environ, "PYTHONPATH": str(EXTENSION)}
+        # That stack's own packages warn about each other.
+        warnings = ["-W", "ignore::PendingDeprecationWarning"]
+        return run([python, "-m", "pytest", *warnings, *left_out, *without_dashes(rest[2:])], paths)
+    python = set_up(environment(tests=True, gpu=gpu))
+    debian_packages_for_tests()
+    return run([python, "-m", "pytest", *without_dashes(rest)])
+
+
+def without_dashes(rest: list[str]) -> list[str]:
+    return rest[1:] if rest[:1] == ["--"] else rest
+
+
+# -- environments ------------------------------------------------------------------------------
+
+
+def set_up(wanted: Environment) -> Path:
+    """Make or complete an environment; its Python. At once when an earlier call has made all of it."""
+    if wanted.is_there:
+        return wanted.python
     with only_one_at_a_time():
-        if is_there(wanted):  # made by another call while this one waited
-            return
-        steps(for_tests=for_tests, gpu=gpu)
-        already = set(STAMP.read_text().split()) if STAMP.exists() else set()
-        STAMP.write_text("\n".join(sorted(already | {wanted})) + "\n")
-        say("ready")
-
-
-def what_is_wanted(*, for_tests: bool, gpu: bool) -> str:
-    """A digest of all that decides what is in `.venv`: it changes when a pin, or its place, does."""
-    digest = hashlib.sha256(str(ROOT).encode())
-    for file in pin_files(for_tests=for_tests, gpu=gpu):
-        digest.update(file.read_bytes())
-    return f"{'test' if for_tests else 'run'}{'-gpu' if gpu else ''}:{digest.hexdigest()[:24]}"
-
-
-def is_there(wanted: str) -> bool:
-    return PYTHON.exists() and STAMP.exists() and wanted in STAMP.read_text().split()
-
-
-def pin_files(*, for_tests: bool, gpu: bool) -> list[Path]:
-    names = ["constraints.txt", *(["constraints-test.txt"] if for_tests else [])]
-    return [ROOT / name for name in (*names, *(["constraints-gpu.txt"] if gpu else []))]
+        if not wanted.is_there:  # else another call made it while this one waited
+            steps(wanted)
+            already = set(wanted.stamp.read_text().splitlines()) if wanted.stamp.exists() else set()
+            wanted.stamp.write_text("\n".join(sorted(already | {wanted.wanted})) + "\n")
+            say("ready")
+    return wanted.python
 
 
 @contextlib.contextmanager
@@ -143,58 +198,63 @@ def only_one_at_a_time() -> Iterator[None]:
         yield
 
 
-def steps(*, for_tests: bool, gpu: bool) -> None:
-    make_venv()
-    files = pin_files(for_tests=for_tests, gpu=gpu)
-    torch = next(line for line in files[0].read_text().splitlines() if line.startswith("torch=="))
-    # "==2.13.0" also takes "2.13.0+cpu", and prefers it where an index has it; "===" does not.
-    say(f"1/3 {torch}" + (" with CUDA" if gpu else ", the CPU build where the package index has it"))
-    pip("install", torch.replace("==", "===") if gpu else torch)
-    pins = [part for file in files for part in ("-r", str(file))]
+def steps(wanted: Environment) -> None:
+    make_venv(wanted)
+    if wanted.with_torch:
+        lines = (ROOT / wanted.pins[0]).read_text().splitlines()
+        torch = next(line for line in lines if line.startswith("torch=="))
+        # "==2.13.0" also takes "2.13.0+cpu", and prefers it where an index has it; "===" does not.
+        say(
+            f"1/3 {torch}"
+            + (" with CUDA" if wanted.gpu else ", the CPU build where the package index has it")
+        )
+        pip(wanted, "install", torch.replace("==", "===") if wanted.gpu else torch)
     say("2/3 the other packages, at the pinned versions")
-    pip("install", *pins)
-    say("3/3 sd-cloud-api itself")
-    pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    pip(wanted, "install", *(part for name in wanted.pins for part in ("-r", str(ROOT / name))))
+    if wanted.with_torch:
+        say("3/3 sd-cloud-api itself")
+        pip(wanted, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
 
 
-def make_venv() -> None:
-    if PYTHON.exists() and quiet(PYTHON, "-c", "import pip"):
+def make_venv(wanted: Environment) -> None:
+    if wanted.python.exists() and quiet(wanted.python, "-c", "import pip"):
         return
     free_gib = shutil.disk_usage(ROOT).free / 1024**3
     if free_gib < NEEDED_DISK_GIB:
         raise Problem(f"{ROOT} has {free_gib:.1f} GiB free, about {NEEDED_DISK_GIB} are needed; make room")
-    python = find_python()
+    python = find_python(wanted.pythons)
     if not quiet(python, "-c", "import ensurepip, venv"):
         add_venv_package(python)
-    say(f"0/3 a Python environment in {VENV}")
-    if run([python, "-m", "venv", "--clear", VENV]) != 0:
-        raise Problem(f"{python} could not make {VENV}; its message is above")
+    say(f"0/3 a Python environment in {wanted.venv}")
+    if run([python, "-m", "venv", "--clear", wanted.venv]) != 0:
+        raise Problem(f"{python} could not make {wanted.venv}; its message is above")
 
 
-def find_python() -> Path:
-    """A Python of the version that the pins were tested on: this one, or one on the PATH."""
-    name = "python" + ".".join(map(str, NEEDED_PYTHON))
-    for candidate in (sys.executable, shutil.which(name)):
-        if candidate and quiet(
-            candidate, "-c", f"import sys; sys.exit(sys.version_info[:2] != {NEEDED_PYTHON})"
-        ):
-            return Path(candidate)
+def find_python(versions: Sequence[str]) -> Path:
+    """A Python of a version that the pins were tested on: this one, or one on the PATH."""
+    for version in versions:
+        for candidate in (sys.executable, shutil.which(f"python{version}")):
+            check = f"import sys; sys.exit('%d.%d' % sys.version_info[:2] != {version!r})"
+            if candidate and quiet(candidate, "-c", check):
+                return Path(candidate)
+    name = f"python{versions[-1]}"
     raise Problem(
-        f"this needs Python {name.removeprefix('python')}, and this is {sys.version.split()[0]}; "
-        f"install it (Debian 12: apt-get install python3-venv; Ubuntu: apt-get install {name} {name}-venv) "
+        f"this needs Python {' or '.join(versions)}, and this is {sys.version.split()[0]}; install it "
+        f"(Debian 12: apt-get install python3-venv; Ubuntu: apt-get install {name} {name}-venv) "
         "and call install.py again"
     )
 
 
 def add_venv_package(python: Path) -> None:
     """Debian's Python comes without what makes environments; the package of that is its own."""
-    package = f"python{NEEDED_PYTHON[0]}.{NEEDED_PYTHON[1]}-venv"
+    asked = [str(python), "-c", "import sys; print('python%d.%d-venv' % sys.version_info[:2])"]
+    package = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     if not apt_get(package) or not quiet(python, "-c", "import ensurepip, venv"):
         raise Problem(f"{python} can't make environments; run: sudo apt-get install {package}")
 
 
-def pip(*arguments: str) -> None:
-    code = run([PYTHON, "-m", "pip", "--disable-pip-version-check", *arguments])
+def pip(wanted: Environment, *arguments: str) -> None:
+    code = run([wanted.python, "-m", "pip", "--disable-pip-version-check", *arguments])
     if code != 0:
         raise Problem(
             f"`pip {' '.join(arguments)}` failed (exit {code}); pip's own message is above.\n"

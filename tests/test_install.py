@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -40,15 +43,17 @@ def webui(tmp_path: Path) -> Path:
     return folder
 
 
-def pins() -> dict[str, str]:
-    lines = [line for name in PIN_FILES for line in (ROOT / name).read_text().splitlines()]
+def pins(files: Iterable[str] = PIN_FILES) -> dict[str, str]:
+    lines = [line.split(";")[0] for name in files for line in (ROOT / name).read_text().splitlines()]
     return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
 def test_every_package_is_pinned_to_one_exact_version() -> None:
     lines = [line for name in PIN_FILES for line in (ROOT / name).read_text().splitlines()]
     stated = [line for line in lines if not line.startswith("#")]
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in stated)
+    assert all(
+        re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*(; python_version < .*)?", line) for line in stated
+    )
     assert len(stated) == len(pins())
     assert pins()["torch"] == "2.13.0"
 
@@ -73,7 +78,7 @@ def test_every_package_that_is_imported_is_pinned() -> None:
     """A package that somebody only has in their own environment is missing in everybody else's."""
     pinned = {re.sub(r"[-_.]+", "-", name).lower() for name in pins()}
     providers = packages_distributions()
-    beside = {one.stem for one in (ROOT / "scripts").rglob("*.py")}
+    beside = {one.stem for one in (ROOT / "scripts").rglob("*") if one.is_dir() or one.suffix == ".py"}
     for folder in ("extensions", "tests", "scripts"):
         for path in (ROOT / folder).rglob("*.py"):
             for name in imported(path) - NOT_OURS - beside - sys.stdlib_module_names:
@@ -100,16 +105,15 @@ def test_no_pin_names_where_packages_come_from() -> None:
 def test_another_python_is_refused_in_a_sentence_that_says_what_to_install(
     install: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(install, "NEEDED_PYTHON", (3, 99))
-    with pytest.raises(install.Problem, match=r"needs Python 3\.99.*apt-get install"):
-        install.find_python()
+    with pytest.raises(install.Problem, match=r"needs Python 3\.98 or 3\.99.*apt-get install"):
+        install.find_python(("3.98", "3.99"))
 
 
 def test_this_python_is_taken_when_it_is_the_right_one(
     install: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(install, "NEEDED_PYTHON", sys.version_info[:2])
-    assert install.find_python() == Path(sys.executable)
+    this = "{}.{}".format(*sys.version_info)
+    assert install.find_python(("3.99", this)) == Path(sys.executable)
 
 
 def test_a_finished_environment_is_reused_until_a_pin_changes(
@@ -117,57 +121,71 @@ def test_a_finished_environment_is_reused_until_a_pin_changes(
 ) -> None:
     for name in PIN_FILES:
         shutil.copy(ROOT / name, tmp_path)
-    venv = tmp_path / ".venv"
-    (venv / "bin").mkdir(parents=True)
-    for name, value in {
-        "ROOT": tmp_path,
-        "VENV": venv,
-        "PYTHON": venv / "bin/python",
-        "STAMP": venv / "ok",
-    }.items():
-        monkeypatch.setattr(install, name, value)
-    made: list[dict[str, bool]] = []
+    monkeypatch.setattr(install, "ROOT", tmp_path)
+    made: list[tuple[str, ...]] = []
 
-    def steps(**what: bool) -> None:
-        made.append(what)
-        (venv / "bin/python").touch()
+    def steps(wanted: Any) -> None:
+        made.append(wanted.pins)
+        wanted.python.parent.mkdir(parents=True, exist_ok=True)
+        wanted.python.touch()
 
     monkeypatch.setattr(install, "steps", steps)
-    run, test = {"for_tests": False, "gpu": False}, {"for_tests": True, "gpu": False}
-    for what in (run, run, test, run, test):
-        install.set_up(**what)
-    assert made == [run, test]
+    run, test = install.environment(), install.environment(tests=True)
+    for wanted in (run, run, test, run, test):
+        assert install.set_up(wanted) == tmp_path / ".venv" / "bin" / "python"
+    assert made == [run.pins, test.pins]
     (tmp_path / "constraints.txt").write_text("torch==2.13.1\n")
-    install.set_up(**run)
-    assert made == [run, test, run]
+    install.set_up(run)
+    assert made == [run.pins, test.pins, run.pins]
 
 
 def test_a_failed_step_leaves_no_stamp_and_says_what_to_do(
     install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in {"VENV": tmp_path, "PYTHON": tmp_path / "python", "STAMP": tmp_path / "ok"}.items():
-        monkeypatch.setattr(install, name, value)
-    monkeypatch.setattr(install, "make_venv", lambda: None)
+    wanted = dataclasses.replace(install.environment(), venv=tmp_path)
+    monkeypatch.setattr(install, "environment", lambda **_: wanted)
+    monkeypatch.setattr(install, "make_venv", lambda _: None)
     monkeypatch.setattr(install, "run", lambda *_: 1)
     assert install.main(["setup"]) == 1
     said = capsys.readouterr().err
     assert "pip install torch==2.13.0" in said and "PIP_INDEX_URL" in said
-    assert not (tmp_path / "ok").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_torch_is_the_cpu_build_unless_a_gpu_is_asked_for(
     install: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(install, "make_venv", lambda: None)
-    monkeypatch.setattr(install, "pip", lambda *arguments: asked.append(arguments))
-    install.steps(for_tests=False, gpu=False)
+    monkeypatch.setattr(install, "make_venv", lambda _: None)
+    monkeypatch.setattr(install, "pip", lambda _, *arguments: asked.append(arguments))
+    install.steps(install.environment())
     assert asked[0] == ("install", "torch==2.13.0")
     assert not any("constraints-gpu" in part for call in asked for part in call)
     asked.clear()
-    install.steps(for_tests=False, gpu=True)
+    install.steps(install.environment(gpu=True))
     assert asked[0] == ("install", "torch===2.13.0")  # "===" does not take 2.13.0+cpu
     assert any(part.endswith("constraints-gpu.txt") for part in asked[1])
+    asked.clear()
+    install.steps(install.WEBUI_STACK)
+    assert len(asked) == 1 and not any("torch" in part for part in asked[0])
+
+
+def test_the_other_stack_has_the_webuis_own_versions(install: ModuleType) -> None:
+    pinned = pins(install.WEBUI_STACK.pins)
+    webuis = {
+        "fastapi": "0.94.0",
+        "starlette": "0.26.1",
+        "httpx": "0.24.1",
+        "Pillow": "9.5.0",
+        "protobuf": "3.20.0",
+    }
+    assert webuis.items() <= pinned.items()
+    assert pinned["pydantic"].startswith("1.10.") and "torch" not in pinned
+
+
+def test_what_the_other_stack_leaves_out_exists(install: ModuleType) -> None:
+    for pattern in install.STANDALONE_TESTS:
+        assert list(ROOT.glob(pattern)), pattern
 
 
 def test_the_webui_command_copies_the_extension_and_replaces_an_older_copy(

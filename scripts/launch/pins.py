@@ -1,8 +1,9 @@
-"""Write constraints.txt and constraints-test.txt from what is installed in this environment.
+"""Write the constraints from what is installed in this environment.
 
-Run it with the environment's own Python after a deliberate upgrade:
-``.venv/bin/python scripts/launch/pins.py``. Every package that the roots need, directly or not,
-is pinned to the exact version that was tested.
+Run it with the environment's own Python after a deliberate upgrade: ``.venv/bin/python
+scripts/launch/pins.py`` writes constraints.txt and constraints-test.txt, ``.venv-webui/bin/python
+scripts/launch/pins.py webui`` constraints-webui.txt. Every package that the roots need, directly
+or not, is pinned to the exact version that was tested.
 """
 
 from __future__ import annotations
@@ -28,17 +29,24 @@ TEST = (
     "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "trustme", "ftfy", "import-linter",
     "ruff", "mypy", "types-PyYAML", "types-psutil", "types-regex", "resvg_py", "dashscope", "pgserver",
 )  # fmt: skip
+#: What the shared part imports, in the webui's versions of it, and its tests.
+WEBUI = (
+    "fastapi", "starlette", "pydantic", "anyio", "httpx", "httpcore", "h11", "uvicorn", "websockets",
+    "python-multipart", "pillow", "numpy", "protobuf", "lark", "psutil", "PyYAML", "piexif", "certifi",
+    "oss2", "SQLAlchemy", "alembic", "psycopg[binary]", "argon2-cffi",
+    "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "trustme", "pgserver",
+)  # fmt: skip
 
 
 def closure(roots: tuple[str, ...]) -> dict[str, str]:
-    """Package name -> version of the roots and all they need here, extras included."""
+    """Package name -> its pin, of the roots and all they need here, extras included."""
     found: dict[str, str] = {}
     open_ = [Requirement(root) for root in roots]
     while open_:
         wanted = open_.pop()
         dist = distribution(wanted.name)
         first = _key(dist.name) not in found
-        found[_key(dist.name)] = f"{dist.name}=={dist.version.split('+')[0]}"
+        found[_key(dist.name)] = f"{dist.name}=={dist.version.split('+')[0]}{_only_on(wanted)}"
         if not first and not wanted.extras:
             continue
         for line in dist.requires or ():
@@ -49,16 +57,27 @@ def closure(roots: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def _only_on(wanted: Requirement) -> str:
+    """The marker of a package that is only needed, and only to be had, on some Pythons."""
+    marker = str(wanted.marker or "")
+    return f"; {marker}" if "python_version" in marker and "extra" not in marker else ""
+
+
 def _key(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _write(path: Path, title: str, pins: dict[str, str]) -> None:
-    head = f"# {title}\n# Written by scripts/launch/pins.py: tested together on Python 3.11.\n"
+    python = ".".join(map(str, sys.version_info[:2]))
+    head = f"# {title}\n# Written by scripts/launch/pins.py: tested together on Python {python}.\n"
     path.write_text(head + "\n".join(pins[key] for key in sorted(pins)) + "\n", encoding="utf-8")
 
 
 def main() -> None:
+    if sys.argv[1:] == ["webui"]:
+        title = "A webui 1.10.1's own versions, and what the shared part's tests need beside them"
+        _write(ROOT / "constraints-webui.txt", title, closure(WEBUI))
+        return
     runtime = closure(RUNTIME)
     test = {key: pin for key, pin in closure(TEST).items() if key not in runtime}
     _write(ROOT / "constraints.txt", "What the service needs", runtime)
@@ -67,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
