@@ -70,8 +70,14 @@ def check_paths(job: Job, roots: Roots, oss: Oss, data_dir: Path) -> None:
     for slot in _slots(job.payload, data_dir):
         roots.place(slot.text, field=slot.field, below=slot.below, owner=job.owner)
     for text, field in _script_texts(job.payload):
-        if names_a_place(text):
+        if text.startswith("/") and names_a_place(text):
             roots.place(text, field=field, owner=job.owner)
+        elif names_a_place(text):
+            # Below which folder the script would look for it is not known here.
+            raise InputRefused(
+                f"{text!r} looks like a path; name it by its absolute path below an output folder",
+                field=field,
+            )
 
 
 def settle_paths(payload: dict[str, Any], job: Job, roots: Roots, data_dir: Path) -> None:
