@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -11,16 +12,26 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from sd_cloud import __version__, errors
-from sd_cloud.access import Access
-from sd_cloud.dialects import eas
+from sd_cloud.access import Access, Users
+from sd_cloud.dialects import eas, tasks, tasks_admin, tasks_models
+from sd_cloud.dialects.asked import Seam
+from sd_cloud.dialects.replay import Replay
+from sd_cloud.dialects.task_flag import TaskFlag
 from sd_cloud.outputs.links import Links
 from sd_cloud.service import Service
 from sd_cloud.settings import Settings
+from sd_cloud.store.users import UserTable
 
 log = logging.getLogger(__name__)
 
-#: Paths of ours that need no token: they tell nothing, or carry their own signature.
-OPEN_PATHS = ("/healthz", "/readyz", "/sd-cloud/v1/files/")
+#: Paths of ours that need no token (they tell nothing, or carry their own signature), and those of
+#: dialects that ask for the caller themselves, to refuse in their own words.
+OPEN_PATHS = (
+    *("/healthz", "/readyz", "/sd-cloud/v1/files/"),
+    *("/txt2img", "/img2img", "/extra_images", "/tasks/", "/models", "/models/", "/login", "/options"),
+    *("/restart", "/list/sdapi/", "/batch_update_sd_resource", "/del/sd/functions"),
+    *("/api/v1/", "/api/predict/"),
+)
 
 
 def attach(
@@ -41,6 +52,15 @@ def attach(
     if getattr(app.state, "sd_cloud", None) is not None:
         return
     app.state.sd_cloud = service
+    app.state.sd_cloud_access = access
+    access.users = Users(UserTable(service.store.database))
+    seam = Seam(app, service, settings, access, native_job)
+    service.replay = Replay(app, authorization=_webuis_own(settings))
+    for dialect in (tasks, tasks_models, tasks_admin):
+        # In front: one of them shares its path with Gradio.
+        app.router.routes[0:0] = dialect.router(seam).routes
+    app.middleware_stack = None  # a webui that serves already builds it again at the next request
+    app.add_middleware(TaskFlag, seam=seam)
     links = Links(settings)
 
     async def healthz() -> Response:
@@ -66,6 +86,14 @@ def attach(
         "/sd-cloud/v1/files/{token}/{name}", _told(file), methods=["GET", "HEAD"], include_in_schema=False
     )
     app.add_api_route("/sd-cloud/v1/tasks/{task_id}/cancel", _told(cancel), methods=["POST"])
+
+
+def _webuis_own(settings: Settings) -> str | None:
+    """What the webui's own ``--api-auth`` wants to see on a call that we replay to it."""
+    if not settings.api_auth:
+        return None
+    user, password = settings.api_auth[0]
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
 
 
 async def why_not_ready(service: Service) -> str | None:

@@ -99,6 +99,21 @@ class Oss:
             raise InputUnreachable(f"{address} could not be read: {_reason(error)}", field=field) from error
         return bytes(data)
 
+    def get_file(self, address: OssAddress, file: Path, *, limit_bytes: int, field: str) -> None:
+        """Download one object into a file, piece by piece. Raises as `get` does."""
+        received = 0
+        try:
+            with self._bucket(address.bucket).get_object(address.key) as taken, file.open("wb") as target:
+                for chunk in taken:
+                    received += len(chunk)
+                    if received > limit_bytes:
+                        raise InputRefused(
+                            f"{address} is larger than the limit of {limit_bytes} bytes", field=field
+                        )
+                    target.write(chunk)
+        except _failures() as error:
+            raise InputUnreachable(f"{address} could not be read: {_reason(error)}", field=field) from error
+
     def sign(self, address: OssAddress, seconds: int) -> str:
         """A link to the object that needs no credentials and expires after ``seconds``.
 

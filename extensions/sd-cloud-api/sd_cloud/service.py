@@ -207,6 +207,11 @@ class Service:
         return live.seconds if live is not None else 0.0
 
     @property
+    def loaded(self) -> str | None:
+        """The checkpoint that the engine was last given by name."""
+        return self._loaded
+
+    @property
     def running(self) -> Task | None:
         """The task that was started first of those running now."""
         return next(iter(self._running.values()), None)
