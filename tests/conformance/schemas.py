@@ -9,6 +9,26 @@ from typing import Any
 PROSE = ("description", "summary")
 
 
+def native_part(document: dict[str, Any]) -> dict[str, Any]:
+    """Only the native routes and the models they use; the rest is what other dialects say."""
+    paths = {path: route for path, route in document["paths"].items() if path.startswith("/sdapi/v1/")}
+    schemas = document["components"]["schemas"]
+    used: set[str] = set()
+    found = _models_in(paths)
+    while found - used:
+        name = (found - used).pop()
+        used.add(name)
+        found |= _models_in(schemas[name])
+    return {"paths": paths, "components": {"schemas": {name: schemas[name] for name in used}}}
+
+
+def _models_in(part: Any) -> set[str]:
+    if isinstance(part, dict):
+        named = {part["$ref"].rsplit("/", 1)[-1]} if isinstance(part.get("$ref"), str) else set()
+        return named.union(*map(_models_in, part.values()))
+    return set().union(*map(_models_in, part)) if isinstance(part, list) else set()
+
+
 def facts(document: dict[str, Any]) -> dict[str, Any]:
     """``POST /path body``, ``POST /path 200``, ``Model.field``: each with what the file says of it."""
     return {**dict(_routes(document)), **dict(_fields(document))}

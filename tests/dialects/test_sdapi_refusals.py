@@ -53,7 +53,6 @@ async def world(tmp_path: Path) -> AsyncIterator[Native]:
         ({"override_settings": {"outdir_samples": "/etc"}}, 422, "outdir_samples: "),
         ({"refiner_checkpoint": "third"}, 404, "refiner_checkpoint: no checkpoint 'third'"),
         ({"enable_hr": True, "hr_checkpoint_name": "third"}, 404, "hr_checkpoint_name"),
-        ({"styles": ["oil"]}, 404, "there is no style 'oil'"),
         ({"steps": 0}, 422, "steps: expected 1 to 1000, got 0"),
         ({"width": 0}, 422, "width: expected 8 to 16384, got 0"),
         ({"width": 16384, "height": 16384}, 422, "width, height: a picture of"),

@@ -25,7 +25,6 @@ from sd_cloud.dialects.sdapi_host import Options, add_host_routes
 from sd_cloud.dialects.sdapi_infotext import filled_in
 from sd_cloud.dialects.sdapi_lists import add_lists
 from sd_cloud.dialects.sdapi_pictures import checked_picture, encoded, opened, preview
-from sd_cloud.dialects.sdapi_styles import read_styles, with_styles
 from sd_cloud.errors import BadRequest, NotFound, NotImplementedHere
 from sd_cloud.job import Job, Kind, Outcome, Target
 from sd_cloud.outputs.png import geninfo
@@ -84,6 +83,7 @@ class _Making:
         if sent["infotext"]:
             sent = filled_in(kind, sent, body.model_fields_set)
         job = await self.job(kind, sent, owner=_owner(request))
+        request.scope["sd_cloud.job"] = job.id
         outcome = await self._service.run(job)
         return await asyncio.to_thread(self._made, job, sent, outcome)
 
@@ -103,23 +103,13 @@ class _Making:
         checkpoint, vae = override.pop("sd_model_checkpoint", None), override.pop("sd_vae", None)
         check_vae(vae, catalogue, "override_settings.sd_vae")
         saves = bool(payload["save_images"])
-        prompts = await self._styled(payload)
         payload |= {
-            "prompt": prompts[0],
-            "negative_prompt": prompts[1],
             "override_settings": override,
             "do_not_save_samples": not saves,
             "do_not_save_grid": not saves,
         }
         target = Target("webui") if saves else None
         return Job(kind, payload, owner=owner, checkpoint=checkpoint, vae=vae, target=target)
-
-    async def _styled(self, payload: Mapping[str, Any]) -> tuple[str, str]:
-        prompts = payload["prompt"], payload["negative_prompt"]
-        if not payload["styles"]:
-            return prompts
-        styles = await asyncio.to_thread(read_styles, self._settings.data_dir / "styles.csv")
-        return with_styles(*prompts, payload["styles"], styles)
 
     def _made(self, job: Job, sent: dict[str, Any], outcome: Outcome) -> Response:
         """The answer, pictures encoded; runs in a thread."""
@@ -159,6 +149,7 @@ class _Making:
             if payload[field] != "None":
                 check_upscaler(payload[field], self._service.catalogue(), field)
         job = Job("extras", payload, owner=_owner(request))
+        request.scope["sd_cloud.job"] = job.id
         outcome = await self._service.run(job)
         shown = payload["show_extras_results"]
         images = await asyncio.to_thread(self._images, job, outcome) if shown else []

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from sd_cloud.dialects import sdapi_models as models
 from sd_cloud.dialects.sdapi_checks import ALWAYS_ON, CONTROLNET, LATENT_UPSCALE_MODES, scripts_of
 from sd_cloud.dialects.sdapi_errors import answer
-from sd_cloud.dialects.sdapi_styles import read_styles
 from sd_cloud.engines.base import Catalogue, ModelFile
+from sd_cloud.engines.diffusion.styles import read_styles
 from sd_cloud.job import Kind
 from sd_cloud.service import Service
 from sd_cloud.settings import Settings
@@ -123,11 +123,11 @@ class _Lists:
         )
 
     async def get_prompt_styles(self) -> Response:
-        styles = await asyncio.to_thread(read_styles, self._settings.data_dir / "styles.csv")
+        styles = await asyncio.to_thread(read_styles, self._settings.data_dir)
         return answer(
             [
-                {"name": one.name, "prompt": one.prompt, "negative_prompt": one.negative_prompt}
-                for one in styles
+                {"name": name, "prompt": one.prompt, "negative_prompt": one.negative_prompt}
+                for name, one in styles.items()
             ]
         )
 
