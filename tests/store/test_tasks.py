@@ -248,7 +248,7 @@ async def test_unfetched_inputs_come_back_and_a_task_that_kills_the_fetching_is_
         database.presence.leave()
         database = open_one()
         found = await SqlStore(database).recover(max_delivery=2)
-        assert [one.id for one in found.unprepared] == [asked.id]
+        assert [one.id for one in found.suspects] == [asked.id]
     store = SqlStore(database)
     assert not await store.preparing(asked.id, max_delivery=2)
     task = await store.get(asked.id)

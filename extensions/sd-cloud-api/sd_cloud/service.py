@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -471,15 +471,24 @@ class Service:
     async def _recover(self) -> None:
         while True:
             found = await self.store.recover(max_delivery=self.max_delivery)
-            for job in found.unprepared:
+            for job in (*found.unprepared, *found.suspects):
                 self._live.setdefault(job.id, Live.of(job))
+            for job in found.unprepared:
                 self._spawn(self._prepare(job))
-            if found.unprepared or found.ended:
+            if found.suspects:
+                self._spawn(self._prepare_singly(found.suspects))
+            if found.unprepared or found.suspects or found.ended:
                 log.warning(
-                    "a service ended before its work: %d tasks taken over, %d failed",
-                    len(found.unprepared), len(found.ended),
-                )  # fmt: skip
+                    "a service ended before its work: %d tasks prepared again, %d failed",
+                    len(found.unprepared) + len(found.suspects),
+                    len(found.ended),
+                )
             await asyncio.sleep(RECOVER_SECONDS)
+
+    async def _prepare_singly(self, jobs: Sequence[Job]) -> None:
+        """One at a time, so that the one that ends the service is the only one to be blamed."""
+        for job in jobs:
+            await self._prepare(job)
 
     def _heard_end(self, task_id: str) -> None:
         """A task ended somewhere. Those that run here are told by who runs them."""

@@ -58,15 +58,10 @@ class Recovered:
     """What a look after dead processes found.
 
     ``unprepared``: waiting tasks whose inputs are not there yet and that no live process is
-    preparing. ``ended``: tasks that were set aside.
+    preparing; of these, the ``suspects`` were being prepared when a process died: one of them
+    may be why. ``ended``: tasks that were set aside.
     """
 
     unprepared: tuple[Job, ...] = ()
+    suspects: tuple[Job, ...] = ()
     ended: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Repeated:
-    """A task that the same Idempotency-Key and body had already made."""
-
-    task: Task

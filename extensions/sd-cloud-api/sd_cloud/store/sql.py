@@ -320,7 +320,7 @@ class SqlStore:
             .order_by(tasks.c.number)
             .with_for_update(skip_locked=True)
         ).all()
-        unprepared, ended = [], []
+        unprepared, suspects, ended = [], [], []
         for row in rows:
             error: ServiceError | None = None
             if not row.kept:
@@ -343,9 +343,9 @@ class SqlStore:
                 connection.execute(
                     update(tasks).where(tasks.c.number == row.number).values(process=self.process)
                 )
-                unprepared.append(codec.job_from_text(row.job))
+                (suspects if row.preparations else unprepared).append(codec.job_from_text(row.job))
         self.database.announce(connection, "work")
-        return Recovered(tuple(unprepared), tuple(ended))
+        return Recovered(tuple(unprepared), tuple(suspects), tuple(ended))
 
     # -- asking -------------------------------------------------------------------------------
 
