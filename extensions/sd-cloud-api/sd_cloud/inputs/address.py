@@ -11,7 +11,9 @@ import ipaddress
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from sd_cloud.errors import InputRefused, InputUnreachable
@@ -78,6 +80,10 @@ _SIX_TO_FOUR = IPv6Network("2002::/16")
 _TEREDO = IPv6Network("2001::/32")
 _ISATAP_INTERFACE_IDS = (0x00005EFE, 0x02005EFE)
 
+# Threads of their own: a name whose servers do not answer holds one for many seconds, and must not
+# keep the loop's common threads, in which pictures are saved, from their work.
+_RESOLVING = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sd-cloud-resolve")
+
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
@@ -135,7 +141,8 @@ def not_global(address: Address) -> str | None:
 
 async def system_resolver(host: str, port: int) -> Sequence[str]:
     """The addresses of a name as the operating system orders them (RFC 6724)."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_RESOLVING, look_up)
     return [str(sockaddr[0]) for *_, sockaddr in found]
 
 

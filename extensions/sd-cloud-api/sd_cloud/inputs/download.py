@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from sd_cloud.errors import InputRefused, InputUnreachable
 from sd_cloud.inputs.address import AddressPolicy
-from sd_cloud.inputs.fetch import _REDIRECTS, _checked_url, _exchange, _next_url
+from sd_cloud.inputs.fetch import following, in_time
 from sd_cloud.settings import FetchLimits
 
 
@@ -20,28 +19,10 @@ async def download(
     when the other side fails or takes longer than ``seconds``. A file begun may be left behind.
     """
 
-    async def follow() -> None:
-        url = _checked_url(link, field=field)
-        for _ in range(FetchLimits().redirects + 1):
-            async with _exchange("GET", url, policy, field=field, certificates=None) as response:
-                if response.status in _REDIRECTS:
-                    url = _next_url(url, response, field=field)
-                    continue
-                if not 200 <= response.status < 300:
-                    raise InputUnreachable(f"{url.host} answered {response.status}", field=field)
-                received = 0
-                with file.open("wb") as target:
-                    async for chunk in response.aiter_stream():
-                        received += len(chunk)
-                        if received > limit_bytes:
-                            raise InputRefused(
-                                f"{url.host} sends more than the limit of {limit_bytes} bytes", field=field
-                            )
-                        await asyncio.to_thread(target.write, chunk)
-                return
-        raise InputRefused("too many redirects", field=field)
+    async def write() -> None:
+        async with following(link, redirects=FetchLimits().redirects, policy=policy, field=field) as answer:
+            with file.open("wb") as target:
+                async for chunk in answer.chunks(limit_bytes, field=field):
+                    await asyncio.to_thread(target.write, chunk)
 
-    try:
-        await asyncio.wait_for(follow(), seconds)
-    except asyncio.TimeoutError as error:
-        raise InputUnreachable(f"the link took longer than {seconds:g} seconds", field=field) from error
+    await in_time(write(), link, seconds, field=field)

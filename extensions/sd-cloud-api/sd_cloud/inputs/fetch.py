@@ -47,6 +47,32 @@ class Answer:
     body: bytes
 
 
+class Answering:
+    """An answer whose body has not been read yet."""
+
+    def __init__(self, response: Response, host: str) -> None:
+        self._response = response
+        self._host = host
+
+    async def chunks(self, limit_bytes: int, *, field: str) -> AsyncIterator[bytes]:
+        """The body, read no further than the limit. Compression is refused: it hides the size."""
+        encoding = _header(self._response, b"content-encoding").lower()
+        if encoding not in ("", "identity"):
+            raise InputRefused(
+                f"{self._host} answers compressed ({encoding}) though asked not to", field=field
+            )
+        too_large = f"{self._host} sends more than the limit of {limit_bytes} bytes"
+        announced = _header(self._response, b"content-length")
+        if announced.isdigit() and int(announced) > limit_bytes:
+            raise InputRefused(too_large, field=field)
+        received_bytes = 0
+        async for chunk in self._response.aiter_stream():
+            received_bytes += len(chunk)
+            if received_bytes > limit_bytes:
+                raise InputRefused(too_large, field=field)
+            yield chunk
+
+
 class _PinnedBackend:
     """A network backend that connects to one address, whatever host it is asked for."""
 
@@ -83,18 +109,13 @@ async def fetch(
     when the other side fails or all of it takes longer than ``limits.seconds``.
     """
 
-    async def follow() -> bytes:
-        url = _checked_url(link, field=field)
-        for _ in range(limits.redirects + 1):
-            async with _exchange("GET", url, policy, field=field, certificates=certificates) as response:
-                if response.status not in _REDIRECTS:
-                    if not 200 <= response.status < 300:
-                        raise InputUnreachable(f"{url.host} answered {response.status}", field=field)
-                    return await _body(response, limits.limit_bytes, host=url.host, field=field)
-                url = _next_url(url, response, field=field)
-        raise InputRefused(f"more than {limits.redirects} redirects", field=field)
+    async def read() -> bytes:
+        async with following(
+            link, redirects=limits.redirects, policy=policy, field=field, certificates=certificates
+        ) as answer:
+            return b"".join([chunk async for chunk in answer.chunks(limits.limit_bytes, field=field)])
 
-    return await _in_time(follow(), link, limits.seconds, field=field)
+    return await in_time(read(), link, limits.seconds, field=field)
 
 
 async def post(
@@ -118,20 +139,46 @@ async def post(
         async with _exchange(
             "POST", url, policy, field=field, certificates=certificates, headers=sent, content=content
         ) as response:
-            status = response.status
-            body = await _body(response, limits.limit_bytes, host=url.host, field=field)
-        return Answer(status, body)
+            told = Answering(response, url.host)
+            body = b"".join([chunk async for chunk in told.chunks(limits.limit_bytes, field=field)])
+        return Answer(response.status, body)
 
-    return await _in_time(send(), link, limits.seconds, field=field)
+    return await in_time(send(), link, limits.seconds, field=field)
 
 
-async def _in_time(work: Coroutine[Any, Any, T], link: str, seconds: float, *, field: str) -> T:
+async def in_time(work: Coroutine[Any, Any, T], link: str, seconds: float, *, field: str) -> T:
+    """Wait for work on a link; InputUnreachable when it takes longer than ``seconds`` in all."""
     try:
         return await asyncio.wait_for(work, seconds)
     except asyncio.TimeoutError as error:
         raise InputUnreachable(
             f"{_host_of(link)} took longer than {seconds:g} seconds", field=field
         ) from error
+
+
+@asynccontextmanager
+async def following(
+    link: str,
+    *,
+    redirects: int,
+    policy: AddressPolicy,
+    field: str,
+    certificates: ssl.SSLContext | None = None,
+) -> AsyncIterator[Answering]:
+    """GET a link, follow at most so many redirects, each checked, and give the answer to be read.
+
+    Raises as :func:`fetch` does, but knows no time limit: see :func:`in_time`.
+    """
+    url = _checked_url(link, field=field)
+    for _ in range(redirects + 1):
+        async with _exchange("GET", url, policy, field=field, certificates=certificates) as response:
+            if response.status not in _REDIRECTS:
+                if not 200 <= response.status < 300:
+                    raise InputUnreachable(f"{url.host} answered {response.status}", field=field)
+                yield Answering(response, url.host)
+                return
+            url = _next_url(url, response, field=field)
+    raise InputRefused(f"more than {redirects} redirects", field=field)
 
 
 def _host_of(link: str) -> str:
@@ -212,20 +259,3 @@ async def _exchange(
 
 def _header(response: Response, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in response.headers if key.lower() == name), "")
-
-
-async def _body(response: Response, limit_bytes: int, *, host: str, field: str) -> bytes:
-    """The body, read no further than the limit. Compression is refused: it hides the size."""
-    encoding = _header(response, b"content-encoding").lower()
-    if encoding not in ("", "identity"):
-        raise InputRefused(f"{host} answers compressed ({encoding}) though asked not to", field=field)
-    too_large = InputRefused(f"{host} sends more than the limit of {limit_bytes} bytes", field=field)
-    announced = _header(response, b"content-length")
-    if announced.isdigit() and int(announced) > limit_bytes:
-        raise too_large
-    body = bytearray()
-    async for chunk in response.aiter_stream():
-        body += chunk
-        if len(body) > limit_bytes:
-            raise too_large
-    return bytes(body)

@@ -87,24 +87,12 @@ def settle_paths(payload: dict[str, Any], job: Job, roots: Roots, data_dir: Path
         slot.container[slot.key] = str(place)
 
 
-def check_options(
-    values: Mapping[str, Any],
-    roots: Roots,
-    data_dir: Path,
-    *,
-    current: Mapping[str, Any] | None = None,
-    owner: str | None = None,
-    field: str = "",
-) -> None:
-    """The rule for options: folders, filename patterns and formats. Raises InputRefused.
-
-    A value that is ``current`` already is not looked at again: clients read all options, change one
-    and send all of them back.
-    """
+def check_options(values: Mapping[str, Any], roots: Roots, data_dir: Path, *, owner: str, field: str) -> None:
+    """The rule for options: folders, filename patterns and formats. Raises InputRefused."""
     for name, value in values.items():
-        if not isinstance(value, str) or not value or (current or {}).get(name) == value:
+        if not isinstance(value, str) or not value:
             continue
-        where = f"{field}.{name}" if field else name
+        where = f"{field}.{name}"
         if _is_path_option(name):
             roots.place(value, field=where, below=data_dir, owner=owner)
         elif name in PATTERN_OPTIONS:

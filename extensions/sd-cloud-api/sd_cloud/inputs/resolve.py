@@ -6,7 +6,6 @@ import asyncio
 import base64
 import copy
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -45,10 +44,6 @@ class Inputs:
     def check_paths(self, job: Job) -> None:
         """Refuse a job that names a path it may not (see :mod:`sd_cloud.inputs.guard`)."""
         guard.check_paths(job, self._roots, self._oss, self._settings.data_dir)
-
-    def check_options(self, values: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-        """The same rule for options that a request changes. Raises InputRefused."""
-        guard.check_options(values, self._roots, self._settings.data_dir, current=current)
 
     async def resolve(self, job: Job) -> Job:
         """The job with each picture of its payload as plain base64 of the original, checked bytes.
