@@ -215,6 +215,8 @@ def text_encoder(w: Weights, root: str = "cond_stage_model.transformer.text_mode
         w.layer(f"{layer}.mlp.fc1", 2 * TEXT_WIDTH, TEXT_WIDTH)
         w.layer(f"{layer}.mlp.fc2", TEXT_WIDTH, 2 * TEXT_WIDTH)
     w.norm(f"{root}.final_layer_norm", TEXT_WIDTH)
+    # Without a bias every embedding would have the mean 0, which emphasis divides by.
+    w.normal(f"{root}.final_layer_norm.bias", TEXT_WIDTH, std=0.3)
 
 
 def write(path: Path, seed: int = 1) -> None:
