@@ -17,7 +17,6 @@ from PIL import Image
 from sd_cloud.errors import InputRefused, SavingFailed
 from sd_cloud.job import Picture, Target
 from sd_cloud.outputs import Outputs
-from sd_cloud.outputs import save as save_room
 from sd_cloud.settings import OssSettings, Settings
 from tests.outputs.pictures import INFOTEXT, MOMENT, files_below, is_file, job, outcome, picture, settings_in
 
@@ -211,7 +210,7 @@ async def test_a_mount_without_hard_links_is_written_to_all_the_same(
     def refuse(*args: object) -> None:
         raise OSError(errno.ENOTSUP, "no hard links here")
 
-    monkeypatch.setattr(save_room.os, "link", refuse)
+    monkeypatch.setattr("sd_cloud.outputs.files.os.link", refuse)
     monkeypatch.setattr("sd_cloud.outputs.links.link_secret", lambda state_dir: b"s" * 32)
     for _ in range(2):
         await outputs(settings).save(job(Target("webui")), outcome())

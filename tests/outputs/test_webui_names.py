@@ -18,6 +18,7 @@ from sd_cloud.errors import InputRefused, SavingFailed
 from sd_cloud.job import Outcome, Picture, Target
 from sd_cloud.outputs import Outputs
 from sd_cloud.outputs.patterns import Facts, expand, safe_part
+from sd_cloud.outputs.png import read_infotext
 from sd_cloud.settings import Settings
 from tests.outputs.pictures import MOMENT, files_below, is_file, job, outcome, picture, settings_in
 
@@ -151,6 +152,29 @@ async def test_a_text_file_stands_beside_the_picture_when_asked_for(settings: Se
     await names(settings, outcome(picture(infotext="a cat\nSteps: 2")), save_txt=True)
     text = settings.outputs_dir / "txt2img-images" / "2024-06-26" / "00000-1003.txt"
     assert text.read_text() == "a cat\nSteps: 2\n"
+
+
+async def test_a_large_picture_has_a_smaller_jpeg_beside_it(settings: Settings) -> None:
+    folder = "txt2img-images/2024-06-26"
+    wide = Picture(Image.new("RGB", (4001, 10)), seed=1, infotext="a cat\nSteps: 2")
+    await names(settings, outcome(wide))
+    with Image.open(settings.outputs_dir / folder / "00000-1.jpg") as copy:
+        assert copy.size == (4000, 10) and read_infotext(copy)[0] == "a cat\nSteps: 2"
+    heavy = Picture(Image.effect_noise((64, 64), 99).convert("RGB"), seed=2)
+    await names(settings, outcome(heavy), img_downscale_threshold=0.001)
+    with Image.open(settings.outputs_dir / folder / "00001-2.jpg") as copy:
+        assert copy.size == (64, 64)
+    await names(settings, outcome(heavy), img_downscale_threshold=0.001, export_for_4chan=False)
+    await names(settings, outcome(heavy))
+    with Image.open(
+        settings.outputs_dir / str((await names(settings, outcome(wide), samples_format="jpg"))[0])
+    ) as kept:
+        assert kept.size == (4001, 10), "a picture that is a JPEG already is not replaced by its copy"
+    assert [name for name in files_below(settings.outputs_dir) if name.endswith("jpg")] == [
+        f"{folder}/00000-1.jpg",
+        f"{folder}/00001-2.jpg",
+        f"{folder}/00004-1.jpg",
+    ]
 
 
 async def test_a_picture_too_large_for_its_format_is_a_png(settings: Settings) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -13,6 +11,8 @@ from pathlib import Path
 from sd_cloud.errors import SavingFailed
 from sd_cloud.job import Job, Outcome, Picture
 from sd_cloud.oss import SCHEME, Oss, OssAddress
+from sd_cloud.outputs.files import write_new, write_whole
+from sd_cloud.outputs.large import jpeg_copy
 from sd_cloud.outputs.links import Links
 from sd_cloud.outputs.names import Name, eas_name, task_name, webui_name
 from sd_cloud.outputs.png import CONTENT_TYPES, encodable, encode
@@ -20,8 +20,6 @@ from sd_cloud.roots import Roots
 from sd_cloud.settings import Settings
 
 FIELD = "save_dir"
-#: How many taken numbers are passed over before a folder's numbering is given up.
-LIMIT_NUMBER_TRIES = 10_000
 
 
 @dataclass(frozen=True)
@@ -108,25 +106,35 @@ class Outputs:
         self._roots.place(asked, field=FIELD)
 
         def put(picture: Picture, name: Name) -> Saved:
-            data = self._encoded(job, picture, name)
+            data = self._encoded(job, picture, name.ending)
             folder = asked / name.folder
             try:
                 # Checked before the folder is made and again behind it: a link in between counts.
                 self._roots.place(folder, field=FIELD).mkdir(parents=True, exist_ok=True)
                 place = self._roots.place(folder, field=FIELD)
                 file = write_new(place, name, data)
-                if job.option("save_txt", False) and picture.infotext:
-                    text = file.with_suffix(".txt")
-                    _write_whole(text, f"{encodable(picture.infotext)}\n".encode(), replaces=True)
+                if job.target is not None and job.target.naming == "webui":
+                    self._put_beside(job, picture, file, len(data))
             except OSError as error:
                 raise SavingFailed(
                     f"{folder} could not be written to: {error.strerror or error}", field=FIELD
                 ) from error
             told = place / file.name if ".." in folder.parts else folder / file.name
-            address = self._oss.mounted_at(told)
+            address = self._oss.mounted_at(told) or self._oss.mounted_at(file)
             return Saved(str(told), self._links.sign(file, job.owner), str(address) if address else None)
 
         return put
+
+    def _put_beside(self, job: Job, picture: Picture, file: Path, file_bytes: int) -> None:
+        """What the options ask for beside a picture: its infotext as a text, a copy of a large one."""
+        assert picture.image is not None
+        if job.option("save_txt", False) and picture.infotext:
+            text = f"{encodable(picture.infotext)}\n".encode()
+            write_whole(file.with_suffix(".txt"), text, replaces=True)
+        copy = jpeg_copy(job, picture.image, file_bytes)
+        if copy is not None and file.suffix != ".jpg":
+            data = self._encoded(job, replace(picture, image=copy), "jpg")
+            write_whole(file.with_suffix(".jpg"), data, replaces=True)
 
     # -- OSS ------------------------------------------------------------------------------------
 
@@ -136,17 +144,17 @@ class Outputs:
         def put(picture: Picture, name: Name) -> Saved:
             relative = (name.folder / name.fitted(name.stem)).as_posix()
             address: OssAddress = base / relative
-            self._oss.put(address, self._encoded(job, picture, name), CONTENT_TYPES[name.ending])
+            self._oss.put(address, self._encoded(job, picture, name.ending), CONTENT_TYPES[name.ending])
             link = self._oss.sign(address, self._settings.link_seconds)
             return Saved(str(address), link, str(address))
 
         return put
 
-    def _encoded(self, job: Job, picture: Picture, name: Name) -> bytes:
+    def _encoded(self, job: Job, picture: Picture, ending: str) -> bytes:
         assert picture.image is not None
         return encode(
             picture.image,
-            name.ending,
+            ending,
             picture.infotext if job.option("enable_pnginfo", True) else "",
             quality=int(job.option("jpeg_quality", 80) or 80),
             lossless=bool(job.option("webp_lossless", False)),
@@ -158,69 +166,3 @@ def _naming_what_stays(error: SavingFailed, done: list[Picture]) -> SavingFailed
     if not kept:
         return error
     return SavingFailed(f"{error.args[0]}; saved before it: {', '.join(kept)}", field=error.field)
-
-
-def write_new(folder: Path, name: Name, data: bytes) -> Path:
-    """Write a file under its name, or under the next free number of its folder. Raises OSError."""
-    if not name.numbered:
-        return _write_unnumbered(folder, name, data)
-    number = next_number(folder, name.basename)
-    for taken in range(LIMIT_NUMBER_TRIES):
-        file = folder / name.with_number(number + taken)
-        if _write_whole(file, data, replaces=False):
-            return file
-    raise OSError(f"{LIMIT_NUMBER_TRIES} numbers from {number} on are taken")
-
-
-def _write_unnumbered(folder: Path, name: Name, data: bytes) -> Path:
-    file = folder / name.fitted(name.stem)
-    count = 0
-    while not _write_whole(file, data, replaces=name.replaces):
-        count += 1
-        file = folder / name.fitted(f"{name.stem}-{count}")
-    return file
-
-
-def next_number(folder: Path, basename: str) -> int:
-    """One more than the highest number that a file's name in the folder begins with, behind ``basename-``."""
-    prefix = f"{basename}-" if basename else ""
-    highest = -1
-    for entry in os.scandir(folder):
-        if entry.name.startswith(prefix):
-            digits = Path(entry.name[len(prefix) :]).stem.partition("-")[0]
-            if digits.isdecimal():
-                highest = max(highest, int(digits))
-    return highest + 1
-
-
-def _write_whole(file: Path, data: bytes, *, replaces: bool) -> bool:
-    """Put a complete file in its place; False when its name is taken and ``replaces`` is not set.
-
-    It is written under another name in the same folder, flushed to the disk (where a full disk or
-    a mount that uploads on closing says so) and only then given its name.
-    """
-    partial = file.parent / f".{uuid.uuid4().hex}.partial"
-    try:
-        with partial.open("xb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        if replaces:
-            partial.replace(file)
-            return True
-        return _claim(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _claim(partial: Path, file: Path) -> bool:
-    try:
-        os.link(partial, file)
-        return True
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links, such as a mounted bucket
-        if file.exists():
-            return False
-        partial.replace(file)
-        return True
