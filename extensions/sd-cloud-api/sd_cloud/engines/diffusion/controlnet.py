@@ -33,7 +33,7 @@ from sd_cloud.engines.diffusion.controlnet_model import ControlNet, load_control
 from sd_cloud.engines.diffusion.controlnet_units import ControlUnit, find_control_model, unit_infotext
 from sd_cloud.engines.diffusion.preprocess import Detection, Pixels, detect
 from sd_cloud.engines.diffusion.preprocess_table import MODULES
-from sd_cloud.errors import BadRequest
+from sd_cloud.errors import BadRequest, NotImplementedHere
 from sd_cloud.job import Picture
 from sd_cloud.settings import Settings
 
@@ -195,6 +195,8 @@ def prepare(units: Sequence[ControlUnit], canvas: Canvas, around: Surroundings) 
     """
     if not units:
         return None
+    if "block_out_channels" not in around.unet.config:
+        raise NotImplementedHere("ControlNet is for SD 1, SD 2 and SDXL checkpoints", field=units[0].field)
     files = [find_control_model(one.model, around.models, field=f"{one.field}.model") for one in units]
     infotext = unit_infotext(units)
     units = [_settled(unit, canvas) for unit in units]

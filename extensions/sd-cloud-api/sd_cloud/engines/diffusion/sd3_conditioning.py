@@ -1,0 +1,68 @@
+"""Prompts for Stable Diffusion 3: both CLIPs side by side, then T5 (or zeros) after them.
+
+As webui 1.10.1's ``models/sd3/sd3_cond.py``: hidden states before the last layer, without the final
+norm, joined and padded with zeros to the transformer's context; emphasis restores the mean over both
+at once; T5 sees as many tokens as CLIP and no weights; pooled states are those of the first chunk,
+CLIP-L's without a projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sd_cloud.engines.diffusion.prompt_chunks import Chunk
+from sd_cloud.engines.diffusion.sd3 import Sd3Model
+from sd_cloud.engines.diffusion.text_encoders import Placed, TextEncoder
+
+Prepare = Callable[[TextEncoder, Sequence[Chunk]], tuple[Tensor, Sequence[Placed]]]
+"""Token ids [N, 77] of chunks for one encoder, and the textual inversions among them."""
+Emphasise = Callable[[Tensor, Tensor], Tensor]
+
+
+@torch.no_grad()
+def encode_sd3(
+    model: Sd3Model,
+    texts: Sequence[str],
+    batch: Sequence[Sequence[Chunk]],
+    prepare: Prepare,
+    emphasise: Emphasise,
+    *,
+    emphasis: bool,
+) -> tuple[Tensor, Tensor]:
+    """Context [N, tokens, width] and pooled [N, width] of texts already cut into chunks.
+
+    ``emphasise`` takes states [N, 77, width] and weights [N, 77].
+    """
+    width = int(model.layout.unet["joint_attention_dim"])
+    pieces: list[Tensor] = []
+    pooled: Tensor | None = None
+    for number in range(len(batch[0])):
+        chunks = [row[number] for row in batch]
+        states, pools = zip(*(_states(encoder, chunks, prepare) for encoder in model.text), strict=True)
+        joined = torch.cat(states, dim=-1)
+        joined = functional.pad(joined, (0, width - joined.shape[-1]))
+        weights = torch.tensor([chunk.weights for chunk in chunks], device=joined.device, dtype=joined.dtype)
+        pieces.append(emphasise(joined, weights))
+        if pooled is None:
+            pooled = torch.cat(pools, dim=-1)
+    assert pooled is not None
+    clip = torch.cat(pieces, dim=1)
+    if model.t5 is None:
+        t5 = torch.zeros_like(clip)
+    else:
+        t5 = model.t5.encode(texts, clip.shape[1], emphasis=emphasis).to(clip)
+    return torch.cat([clip, t5], dim=1), pooled
+
+
+def _states(encoder: TextEncoder, chunks: Sequence[Chunk], prepare: Prepare) -> tuple[Tensor, Tensor]:
+    ids, placed = prepare(encoder, chunks)
+    penultimate = encoder.hidden(ids, encoder.layers - 1, placed)
+    last = encoder.continue_from(penultimate, encoder.layers - 1, encoder.layers)
+    if encoder.projection is not None:
+        return penultimate, encoder.pooled(ids, last)
+    ends = ids.argmax(dim=-1)
+    return penultimate, encoder.normed(last)[torch.arange(ids.shape[0], device=ids.device), ends]

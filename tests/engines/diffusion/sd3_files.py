@@ -1,0 +1,111 @@
+"""A tiny Stable Diffusion 3 in the layout of the real files, with random weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+SHARED = Path(__file__).resolve().parents[4] / "shared"
+LAYOUTS = SHARED / "reference" / "checkpoint-layouts"
+
+LAST_BLOCK = 23
+T5_WORDS = 300
+
+Tensors = dict[str, torch.Tensor]
+
+_UNET = {1536: 128, 4608: 384, 9216: 768, 3072: 256, 6144: 512, 4096: 160, 2048: 128, 36864: 256}
+_VAE = {128: 32, 256: 64, 512: 96}
+_CLIP = {768: 64, 3072: 128, 1280: 64, 5120: 128}
+_T5 = {4096: 160, 10240: 96, 64: 2, 32128: T5_WORDS}
+_PARTS: tuple[tuple[str, Mapping[int, int]], ...] = (
+    ("model.diffusion_model.", _UNET),
+    ("first_stage_model.", _VAE),
+    ("text_encoders.clip_l.", _CLIP),
+    ("text_encoders.clip_g.", _CLIP),
+    ("text_encoders.t5xxl.", _T5),
+)
+
+
+def tiny_sd3(*, version: str = "3", t5: bool = False, clips: bool = True, seed: int = 0) -> Tensors:
+    """Two joint blocks, text encoders of two layers. ``version`` ``3.5-medium`` adds what that one has."""
+    layout = json.loads((LAYOUTS / "sd3-medium-incl-clips-t5xxl.json").read_text())
+    random = torch.Generator().manual_seed(seed)
+    made: Tensors = {}
+    for key, (shape, _) in layout.items():
+        if ("t5xxl" in key and not t5) or (".clip_" in key and not clips):
+            continue
+        name = _shortened(key)
+        if name is None:
+            continue
+        sizes = next(table for prefix, table in _PARTS if key.startswith(prefix))
+        made[name] = _weights(name, [sizes.get(side, side) for side in shape], random)
+    if version == "3.5-medium":
+        made |= _medium_35(made, random)
+    return made
+
+
+def _shortened(key: str) -> str | None:
+    block = re.search(r"(joint_blocks|encoder\.layers|encoder\.block)\.(\d+)\.", key)
+    if block is None:
+        return key
+    number = int(block[2])
+    if block[1] == "joint_blocks" and number == LAST_BLOCK:
+        return key.replace(f".{LAST_BLOCK}.", ".1.", 1)
+    kept = number == 0 or (number == 1 and block[1] != "joint_blocks")
+    return key if kept else None
+
+
+def _weights(name: str, shape: list[int], random: torch.Generator) -> torch.Tensor:
+    if "norm" in name and name.endswith("weight"):
+        return torch.ones(shape).half()
+    if name.endswith("bias"):
+        return torch.zeros(shape).half()
+    fan_in = 1
+    for side in shape[1:]:
+        fan_in *= side
+    spread = 1.0 if "embedding.weight" in name or "pos_embed" in name else 1.5
+    scale = spread / max(fan_in, 1) ** 0.5 if len(shape) > 1 and "embed" not in name else 0.3 * spread
+    return (torch.randn(shape, generator=random) * scale).half()
+
+
+def _medium_35(made: Tensors, random: torch.Generator) -> Tensors:
+    """Query and key norms everywhere, and a second attention in the first block."""
+    found: Tensors = {}
+    for block in (0, 1):
+        base = f"model.diffusion_model.joint_blocks.{block}."
+        for side in ("x_block", "context_block"):
+            for norm in ("ln_q", "ln_k"):
+                found[f"{base}{side}.attn.{norm}.weight"] = torch.ones(64).half()
+    base = "model.diffusion_model.joint_blocks.0.x_block."
+    for part in ("qkv.weight", "qkv.bias", "proj.weight", "proj.bias"):
+        like = made[f"{base}attn.{part}"]
+        found[f"{base}attn2.{part}"] = (torch.randn(like.shape, generator=random) * 0.1).half()
+    for norm in ("ln_q", "ln_k"):
+        found[f"{base}attn2.{norm}.weight"] = torch.ones(64).half()
+    for part, shape in (("weight", (9 * 128, 128)), ("bias", (9 * 128,))):
+        found[f"{base}adaLN_modulation.1.{part}"] = (torch.randn(shape, generator=random) * 0.1).half()
+    return found
+
+
+def written(path: Path, tensors: Tensors) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous().clone() for key, value in tensors.items()}, path)
+    return path
+
+
+def t5_tokenizer(path: Path) -> Path:
+    """A tokenizer of whole words in the place of T5's."""
+    words = ["<pad>", "</s>", "<unk>", *["a", "red", "cat", "on", "the", "table", "dog", "blurry"]]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path))
+    return path

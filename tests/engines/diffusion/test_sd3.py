@@ -1,0 +1,277 @@
+"""Stable Diffusion 3 and 3.5: files, prompts and sampling, on a tiny model in the real layout."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sd3_files import LAYOUTS, t5_tokenizer, tiny_sd3, written
+
+from sd_cloud.engines.base import Control
+from sd_cloud.engines.diffusion.engine import DiffusionWorker
+from sd_cloud.engines.diffusion.model import Placement, load_model
+from sd_cloud.engines.diffusion.sd3 import Sd3Model, flow_alphas, flow_sigmas
+from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere
+from sd_cloud.job import Job, Outcome
+from sd_cloud.settings import Settings, settings_below
+
+pytestmark = pytest.mark.skipif(not LAYOUTS.is_dir(), reason="needs shared/reference beside the repository")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return settings_below(tmp_path / "data", min_ram_reserved_gib=0.0)
+
+
+def checkpoint(settings: Settings, name: str = "tiny-sd3", **what: Any) -> Path:
+    return written(settings.folders.checkpoints[0] / f"{name}.safetensors", tiny_sd3(**what))
+
+
+def loaded(path: Path) -> Sd3Model:
+    model = load_model(path, None, Placement())
+    assert isinstance(model, Sd3Model)
+    return model
+
+
+def make(
+    settings: Settings, kind: str = "txt2img", family: dict[str, Any] | None = None, **fields: Any
+) -> Outcome:
+    payload = {
+        "prompt": "a red cat",
+        "steps": 3,
+        "width": 64,
+        "height": 64,
+        "seed": 7,
+        "cfg_scale": 4,
+        "sampler_name": "Euler",
+        **fields,
+    }
+    worker = DiffusionWorker(settings)
+    return worker.run(Job(kind, payload, family=family or {}), lambda _: None, Control())  # type: ignore[arg-type]
+
+
+def pixels(outcome: Outcome) -> np.ndarray[Any, Any]:
+    image = outcome.pictures[0].image
+    assert image is not None
+    return np.asarray(image).astype(int)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_widths_come_from_the_tensors(settings: Settings) -> None:
+    model = loaded(checkpoint(settings))
+    config = model.layout.unet
+    assert (config["num_layers"], config["num_attention_heads"], config["joint_attention_dim"]) == (2, 2, 160)
+    assert config["qk_norm"] is None and config["dual_attention_layers"] == ()
+    assert model.latent_channels == 16 and model.prediction == "flow" and model.t5 is None
+
+
+def test_what_35_medium_adds_is_recognised(settings: Settings) -> None:
+    model = loaded(checkpoint(settings, version="3.5-medium"))
+    assert model.layout.unet["qk_norm"] == "rms_norm" and model.layout.unet["dual_attention_layers"] == (0,)
+    assert pixels(make(settings)).std() > 0
+
+
+def test_text_encoders_are_taken_from_the_clip_folder_when_the_file_has_none(settings: Settings) -> None:
+    whole = tiny_sd3()
+    inside = loaded(written(settings.folders.checkpoints[0] / "whole.safetensors", whole))
+    bare = written(settings.folders.checkpoints[0] / "bare.safetensors", tiny_sd3(clips=False))
+    with pytest.raises(CheckpointBroken, match=r"bare\.safetensors has no text encoder clip_l.*CLIP"):
+        loaded(bare)
+    for which in ("clip_l", "clip_g"):
+        prefix = f"text_encoders.{which}.transformer."
+        own = {key.removeprefix(prefix): value for key, value in whole.items() if key.startswith(prefix)}
+        written(settings.data_dir / "models" / "CLIP" / f"{which}.safetensors", own)
+    beside = loaded(bare)
+    for one, two in zip(inside.text, beside.text, strict=True):
+        assert all(
+            torch.equal(value, two.model.state_dict()[key]) for key, value in one.model.state_dict().items()
+        )
+    assert beside.text[1].projection is not None and beside.text[0].projection is None
+
+
+def test_an_incomplete_file_is_named_with_what_it_lacks(settings: Settings) -> None:
+    tensors = tiny_sd3()
+    del tensors["model.diffusion_model.joint_blocks.1.x_block.attn.proj.weight"]
+    path = written(settings.folders.checkpoints[0] / "short.safetensors", tensors)
+    with pytest.raises(CheckpointBroken, match=r"short\.safetensors.*joint_blocks\.1\.x_block\.attn\.proj"):
+        loaded(path)
+
+
+def test_t5_is_used_with_its_tokenizer_and_else_the_info_says_why_not(settings: Settings) -> None:
+    path = checkpoint(settings, t5=True)
+    without = make(settings)
+    assert loaded(path).t5 is None
+    assert "T5 is not used: its tokenizer is missing" in str(without.info)
+    t5_tokenizer(settings.data_dir / "models" / "CLIP" / "t5" / "tokenizer.json")
+    assert loaded(path).t5 is not None and loaded(path).notes == ()
+    assert np.abs(pixels(make(settings)) - pixels(without)).max() > 0
+
+
+def test_t5_sees_words_without_weights_then_an_end_and_padding(settings: Settings) -> None:
+    t5_tokenizer(settings.data_dir / "models" / "CLIP" / "t5" / "tokenizer.json")
+    t5 = loaded(checkpoint(settings, t5=True)).t5
+    assert t5 is not None
+    plain = t5.ids("a red cat", 8, emphasis=True)
+    assert plain == [3, 4, 5, 1, 0, 0, 0, 0]
+    assert t5.ids("a (red:1.4) cat", 8, emphasis=True) == plain
+    assert t5.ids("a red cat", 3, emphasis=True) == [3, 4, 5]
+    states = t5.encode(["a red cat", "a dog"], 8, emphasis=True)
+    assert states.shape == (2, 8, 160) and not torch.equal(states[0], states[1])
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+def test_euler_follows_the_flow(settings: Settings) -> None:
+    """The engine's latents against the ODE solved here, from the same noise and conditions."""
+    from sd_cloud.engines.diffusion import guidance
+
+    model = loaded(checkpoint(settings))
+    seen: dict[str, list[torch.Tensor]] = {"x": [], "sigma": [], "out": []}
+    original = guidance.Guided.__call__
+
+    def watched(self: Any, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        out = original(self, x, level)
+        seen["x"].append(x)
+        seen["sigma"].append(level[0])
+        seen["out"].append(out)
+        return out
+
+    guidance.Guided.__call__ = watched  # type: ignore[method-assign]
+    try:
+        make(settings, steps=4)
+    finally:
+        guidance.Guided.__call__ = original  # type: ignore[method-assign]
+    levels = flow_sigmas(3.0)
+    assert (
+        float(seen["sigma"][0]) == pytest.approx(float(levels[-1]), abs=1e-5) == pytest.approx(1.0, abs=1e-5)
+    )
+    assert float(seen["sigma"][-1]) == pytest.approx(float(levels[0]), rel=1e-3)
+    for place in range(3):
+        x, sigma, following = seen["x"][place], seen["sigma"][place], seen["sigma"][place + 1]
+        velocity = (x - seen["out"][place]) / sigma
+        torch.testing.assert_close(
+            seen["x"][place + 1], x + velocity * (following - sigma), rtol=1e-4, atol=1e-4
+        )
+    assert model.alphas_cumprod.shape == (1000,)
+
+
+def test_the_denoised_latent_is_the_noise_less_the_velocity(settings: Settings) -> None:
+    from sd_cloud.engines.diffusion.conditioning import Cond, Encoded, Weighted
+    from sd_cloud.engines.diffusion.guidance import Guided
+    from sd_cloud.engines.diffusion.options import Options
+
+    model = loaded(checkpoint(settings))
+    context, pooled = torch.randn(154, 160), torch.randn(128)
+    cond = Cond(context, pooled)
+    guided = Guided(
+        model=model,
+        encoded=Encoded([[Weighted([(9, cond)], 1.0)]], [[(9, cond)]]),
+        options=Options(Job("txt2img", {})),
+        control=Control(),
+        alphas_cumprod=flow_alphas(3.0),
+        cfg_scale=1.0,
+        total_calls=1,
+    )
+    x, sigma = torch.randn(1, 16, 8, 8), torch.tensor([0.5])
+    with torch.no_grad():
+        velocity = model.unet.transformer(
+            hidden_states=x,
+            timestep=torch.tensor([500.0]),
+            encoder_hidden_states=context[None],
+            pooled_projections=pooled[None],
+            return_dict=False,
+        )[0]
+        denoised = guided(x, sigma)
+    torch.testing.assert_close(denoised, x - 0.5 * velocity, rtol=1e-3, atol=1e-3)
+
+
+def test_the_same_request_makes_the_same_picture_and_the_prompt_matters(settings: Settings) -> None:
+    checkpoint(settings)
+    first = pixels(make(settings))
+    assert first.shape == (64, 64, 3)
+    assert (pixels(make(settings)) == first).all()
+    assert (pixels(make(settings, prompt="a dog")) != first).any()
+    assert (pixels(make(settings, seed=8)) != first).any()
+
+
+def test_long_and_weighted_prompts_are_read(settings: Settings) -> None:
+    checkpoint(settings)
+    plain = pixels(make(settings, prompt="a red cat " * 40))
+    weighed = pixels(make(settings, prompt="a (red:1.6) cat " * 40))
+    assert (plain != weighed).any()
+
+
+def test_sides_become_multiples_of_sixteen(settings: Settings) -> None:
+    checkpoint(settings)
+    outcome = make(settings, width=72, height=90)
+    assert pixels(outcome).shape == (80, 64, 3)
+    assert "Size: 64x80" in outcome.pictures[0].infotext
+
+
+@pytest.mark.parametrize("sampler", ["DPM++ 2M", "Euler a", "Heun", "DPM++ 2M SDE"])
+def test_samplers_over_levels_work(settings: Settings, sampler: str) -> None:
+    checkpoint(settings)
+    assert np.isfinite(pixels(make(settings, sampler_name=sampler))).all()
+
+
+@pytest.mark.parametrize("sampler", ["DDIM", "UniPC", "LCM", "PLMS"])
+def test_samplers_over_timesteps_are_refused_by_name(settings: Settings, sampler: str) -> None:
+    checkpoint(settings)
+    with pytest.raises(
+        BadRequest, match=f"^sampler_name: '{sampler}' does not work with SD 3; there are: .*Euler"
+    ):
+        make(settings, sampler_name=sampler)
+
+
+def test_img2img_of_no_strength_gives_the_picture_through_the_vae(settings: Settings) -> None:
+    model = loaded(checkpoint(settings))
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    weak = make(settings, "img2img", init_images=[encoded], denoising_strength=0.0, steps=8)
+    strong = make(settings, "img2img", init_images=[encoded], denoising_strength=0.9, steps=8)
+    assert (pixels(weak) != pixels(strong)).any()
+    assert model.layout.latent_shift == 0.0609
+
+
+def test_hires_fix_works_at_sides_that_are_odd_in_latents(settings: Settings) -> None:
+    checkpoint(settings)
+    outcome = make(settings, enable_hr=True, hr_scale=1.13, hr_upscaler="Latent", denoising_strength=0.5)
+    assert pixels(outcome).shape[0] >= 64
+
+
+def test_shift_moves_the_levels_and_changes_the_picture(settings: Settings) -> None:
+    checkpoint(settings)
+    assert (pixels(make(settings, family={"shift": 1.0})) != pixels(make(settings))).any()
+    assert (pixels(make(settings, family={"shift": 3.0})) == pixels(make(settings))).all()
+    for wrong in (0, -1, "3", True):
+        with pytest.raises(BadRequest, match=r"^shift: "):
+            make(settings, family={"shift": wrong})
+
+
+def test_levels_are_those_of_the_paper() -> None:
+    assert flow_sigmas(1.0)[499] == pytest.approx(0.5)
+    assert flow_sigmas(3.0)[499] == pytest.approx(0.75)
+    alphas = flow_alphas(3.0)
+    torch.testing.assert_close(
+        (((1 - alphas) / alphas) ** 0.5).float(), flow_sigmas(3.0), rtol=1e-6, atol=0.0
+    )
+
+
+def test_controlnet_is_refused_by_name(settings: Settings) -> None:
+    checkpoint(settings)
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "PNG")
+    unit = {"image": base64.b64encode(buffer.getvalue()).decode(), "model": "x", "module": "none"}
+    with pytest.raises(NotImplementedHere, match="ControlNet is for SD 1, SD 2 and SDXL"):
+        make(settings, alwayson_scripts={"controlnet": {"args": [unit]}})
