@@ -77,8 +77,8 @@ class Native:
 
 @asynccontextmanager
 async def native(data_dir: Path, **changes: Any) -> AsyncIterator[Native]:
-    """The whole standalone app below ``data_dir``, asked by a caller on this machine."""
-    settings = settings_below(data_dir, **changes)
+    """The standalone app below ``data_dir``, without its pages, asked by a caller on this machine."""
+    settings = settings_below(data_dir, **{"nowebui": True, **changes})
     engine = PaintEngineWithNames()
     app = build(settings, engine=engine)
     transport = httpx.ASGITransport(app)

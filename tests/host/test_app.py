@@ -91,11 +91,11 @@ async def test_controlnet_routes_list_and_detect(tmp_path: Path) -> None:
 async def test_an_unreadable_config_stops_the_start_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(OptionsUnreadable, match=r"config\.json"):
-        build(settings_below(tmp_path), engine=PaintEngineWithNames())
+        build(settings_below(tmp_path, nowebui=True), engine=PaintEngineWithNames())
 
 
 async def test_it_serves_below_a_subpath(tmp_path: Path) -> None:
-    settings = replace(settings_below(tmp_path), subpath="/sd")
+    settings = replace(settings_below(tmp_path), subpath="/sd", nowebui=True)
     app = build(settings, engine=PaintEngineWithNames())
     transport = httpx.ASGITransport(app, root_path="/sd")
     async with (

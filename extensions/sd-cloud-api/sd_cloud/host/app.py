@@ -70,6 +70,11 @@ def build(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
             allow_headers=["*"],
             allow_credentials=True,
         )
+    if not settings.nowebui:
+        from sd_cloud.host.page import Page
+        from sd_cloud.host.tabs import mount
+
+        mount(app, Page(service, options, settings, native_job))
     return app
 
 

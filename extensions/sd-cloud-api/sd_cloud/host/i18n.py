@@ -1,0 +1,109 @@
+"""The words of the pages, in English and in simplified Chinese; the browser's language decides."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+#: Key: English, Chinese.
+WORDS: dict[str, tuple[str, str]] = {
+    "checkpoint": ("Stable Diffusion checkpoint", "Stable Diffusion 模型"),
+    "vae": ("SD VAE", "SD VAE 模型"),
+    "refresh": ("🔄 Refresh", "🔄 刷新"),
+    "txt2img": ("txt2img", "文生图"),
+    "img2img": ("img2img", "图生图"),
+    "inpaint": ("Inpaint", "局部重绘"),
+    "extras": ("Extras", "后期处理"),
+    "png_info": ("PNG Info", "图片信息"),
+    "settings": ("Settings", "设置"),
+    "prompt": ("Prompt", "提示词"),
+    "prompt_hint": ("What the picture shows", "描述画面内容"),
+    "negative_prompt": ("Negative prompt", "反向提示词"),
+    "negative_hint": ("What it must not show", "不希望出现的内容"),
+    "generate": ("Generate", "生成"),
+    "interrupt": ("Interrupt", "中止"),
+    "skip": ("Skip", "跳过"),
+    "paste": ("↙️ Read from prompt", "↙️ 从提示词读取参数"),
+    "styles": ("Styles", "预设样式"),
+    "sampler": ("Sampling method", "采样方法"),
+    "scheduler": ("Schedule type", "调度类型"),
+    "steps": ("Sampling steps", "迭代步数"),
+    "width": ("Width", "宽度"),
+    "height": ("Height", "高度"),
+    "swap": ("⇅ Swap sides", "⇅ 交换宽高"),
+    "batch_count": ("Batch count", "总批次数"),
+    "batch_size": ("Batch size", "单批数量"),
+    "cfg_scale": ("CFG scale", "提示词引导系数 (CFG)"),
+    "seed": ("Seed (-1: random)", "随机数种子 (-1 为随机)"),
+    "reuse_seed": ("♻️ Last seed", "♻️ 上次种子"),
+    "random_seed": ("🎲 Random", "🎲 随机"),
+    "variation": ("Variation seed", "变异随机种子"),
+    "subseed": ("Variation seed", "变异种子"),
+    "subseed_strength": ("Variation strength", "变异强度"),
+    "hires_fix": ("Hires. fix", "高分辨率修复"),
+    "enable": ("Enable", "启用"),
+    "upscaler": ("Upscaler", "放大算法"),
+    "hires_steps": ("Hires steps (0: as above)", "高分迭代步数 (0 为同上)"),
+    "denoising": ("Denoising strength", "重绘幅度"),
+    "upscale_by": ("Upscale by", "放大倍数"),
+    "resize_width": ("Resize width to", "将宽度调整为"),
+    "resize_height": ("Resize height to", "将高度调整为"),
+    "refiner": ("Refiner", "精炼模型"),
+    "switch_at": ("Switch at", "切换时机"),
+    "source": ("Source picture", "源图片"),
+    "mask_picture": ("Paint over what is to change", "涂抹需要重绘的区域"),
+    "resize_mode": ("Resize mode", "缩放模式"),
+    "resize_just": ("Just resize", "仅调整大小"),
+    "resize_crop": ("Crop and resize", "裁剪后缩放"),
+    "resize_fill": ("Resize and fill", "缩放后填充空白"),
+    "resize_latent": ("Just resize (latent upscale)", "调整大小 (潜空间放大)"),
+    "mask_blur": ("Mask blur", "蒙版边缘模糊度"),
+    "mask_mode": ("Mask mode", "蒙版模式"),
+    "masked": ("Inpaint masked", "重绘蒙版内容"),
+    "not_masked": ("Inpaint not masked", "重绘非蒙版内容"),
+    "masked_content": ("Masked content", "蒙版区域内容处理"),
+    "fill": ("fill", "填充"),
+    "original": ("original", "原版"),
+    "latent_noise": ("latent noise", "潜空间噪声"),
+    "latent_nothing": ("latent nothing", "空白潜空间"),
+    "inpaint_area": ("Inpaint area", "重绘区域"),
+    "whole_picture": ("Whole picture", "整张图片"),
+    "only_masked": ("Only masked", "仅蒙版区域"),
+    "padding": ("Only masked padding, pixels", "仅蒙版区域边缘预留像素"),
+    "gallery": ("Pictures", "图片"),
+    "preview": ("Live preview", "实时预览"),
+    "infotext": ("Generation parameters", "生成参数"),
+    "send_img2img": ("Send to img2img", "发送到图生图"),
+    "send_extras": ("Send to Extras", "发送到后期处理"),
+    "send_txt2img": ("Send to txt2img", "发送到文生图"),
+    "upscaler_2": ("Upscaler 2", "放大算法 2"),
+    "upscaler_2_visibility": ("Upscaler 2 visibility", "放大算法 2 强度"),
+    "picture": ("Picture", "图片"),
+    "other_data": ("Other data in the file", "文件中的其他数据"),
+    "apply": ("Apply settings", "保存设置"),
+    "saving": ("Saving pictures", "保存图片"),
+    "making": ("Making pictures", "生成图片"),
+    "previewing": ("Live previews", "实时预览"),
+    "any_option": ("Any other option", "其他选项"),
+    "option_name": ("Option", "选项"),
+    "option_value": ("Value (JSON)", "值 (JSON)"),
+    "default_checkpoint": ("Default checkpoint", "默认模型"),
+}
+
+LOCALES = ("en", "zh-CN")
+
+_translations = {
+    "en": {key: words[0] for key, words in WORDS.items()},
+    "zh-CN": {key: words[1] for key, words in WORDS.items()},
+    # A browser may ask for the language alone.
+    "zh": {key: words[1] for key, words in WORDS.items()},
+}
+I18N = gr.I18n(**_translations)
+
+
+def word(key: str) -> str:
+    """A label that the browser shows in its language. Raises KeyError for a word that is not listed.
+
+    Gradio's own type for it behaves as a str wherever a component takes a text.
+    """
+    WORDS[key]
+    return I18N(key)  # type: ignore[no-any-return]

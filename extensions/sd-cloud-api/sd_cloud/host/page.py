@@ -1,0 +1,85 @@
+"""What every tab of the pages works with, and who sits in front of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import gradio as gr
+from PIL import Image
+
+from sd_cloud.errors import NotAllowed, ServiceError
+from sd_cloud.host.options import Options
+from sd_cloud.job import Job, Kind
+from sd_cloud.service import Service
+from sd_cloud.settings import Settings
+
+
+class NativeJob(Protocol):
+    """Makes the job of a native request. Raises a ServiceError for a name that is not there."""
+
+    async def __call__(self, kind: Kind, payload: Mapping[str, Any], *, owner: str) -> Job: ...
+
+
+@dataclass(frozen=True)
+class Page:
+    """The service behind the pages. Tabs ask it; they hold no state of their own."""
+
+    service: Service
+    options: Options
+    settings: Settings
+    native_job: NativeJob
+
+    async def job(self, kind: Kind, payload: Mapping[str, Any], request: gr.Request) -> Job:
+        """The job of a form. A person's jobs run one after the other."""
+        job = await self.native_job(kind, payload, owner=owner_of(request))
+        return replace(job, dialect="page", order_key=order_key(request))
+
+    def checkpoints(self) -> list[str]:
+        return [one.title for one in self.service.catalogue().checkpoints]
+
+    def vaes(self) -> list[str]:
+        return ["Automatic", "None", *(one.name for one in self.service.catalogue().vaes)]
+
+    def checkpoint(self) -> str | None:
+        """The title of the checkpoint that the options mean."""
+        catalogue = self.service.catalogue()
+        wanted = self.options["sd_model_checkpoint"]
+        found = catalogue.checkpoint(wanted) if wanted else next(iter(catalogue.checkpoints), None)
+        return found.title if found is not None else None
+
+
+def owner_of(request: gr.Request) -> str:
+    """Whom the access gate let in."""
+    caller = _caller(request)
+    return caller.owner if caller is not None else "local"
+
+
+def order_key(request: gr.Request) -> str:
+    return f"page:{request.session_hash}"
+
+
+def check_admin(request: gr.Request) -> None:
+    """Raises NotAllowed unless the gate let in an administrator."""
+    caller = _caller(request)
+    if caller is None or not caller.admin:
+        raise NotAllowed("changing the settings needs the admin role")
+
+
+def _caller(request: gr.Request) -> Any:
+    scope = getattr(request.request, "scope", {})
+    return scope.get("sd_cloud.caller")
+
+
+def told(error: ServiceError) -> gr.Error:
+    """The error as the page shows it; it is the caller's, and no fault of the service's to log."""
+    return gr.Error(str(error), print_exception=False)
+
+
+def as_base64(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

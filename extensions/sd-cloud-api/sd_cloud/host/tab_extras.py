@@ -1,0 +1,68 @@
+"""The Extras tab: a picture made larger without diffusion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from sd_cloud.dialects.sdapi_models import ExtrasSingleImageRequest
+from sd_cloud.errors import ServiceError
+from sd_cloud.host.i18n import word
+from sd_cloud.host.page import Page, as_base64, order_key, owner_of, told
+from sd_cloud.job import Job, Target
+
+
+def extras_tab(page: Page) -> gr.Image:
+    """Build the tab within the current context; its picture, for other tabs to fill."""
+    names = [one.name for one in page.service.catalogue().upscalers] or ["None"]
+    with gr.Row():
+        with gr.Column():
+            picture = gr.Image(label=word("source"), type="pil", elem_id="extras_image")
+            scale = gr.Slider(1, 8, 2, step=0.05, label=word("upscale_by"))
+            first = gr.Dropdown(names, value=names[0], label=word("upscaler"), elem_id="extras_upscaler_1")
+            with gr.Row():
+                second = gr.Dropdown(names, value=names[0], label=word("upscaler_2"))
+                visibility = gr.Slider(0, 1, 0, step=0.01, label=word("upscaler_2_visibility"))
+            generate = gr.Button(word("generate"), variant="primary", elem_id="extras_generate")
+        with gr.Column():
+            result = gr.Image(label=word("picture"), format="png", interactive=False, elem_id="extras_result")
+            told_by = gr.HTML()
+
+    async def make(
+        request: gr.Request, image: Image.Image | None, by: float, one: str, two: str, share: float
+    ) -> tuple[Any, str]:
+        if image is None:
+            raise gr.Error("there is no picture yet", print_exception=False)
+        body = ExtrasSingleImageRequest(
+            image=as_base64(image),
+            upscaling_resize=by,
+            upscaler_1=one,
+            upscaler_2=two,
+            extras_upscaler_2_visibility=share,
+        )
+        target = Target("webui") if page.options["samples_save"] else None
+        job = Job(
+            "extras",
+            body.model_dump(),
+            owner=owner_of(request),
+            dialect="page",
+            order_key=order_key(request),
+            target=target,
+        )
+        try:
+            outcome = await page.service.run(job)
+        except ServiceError as error:
+            raise told(error) from None
+        made = next((p.image for p in outcome.pictures if p.image is not None), None)
+        return made, str(outcome.info.get("html_info", ""))
+
+    generate.click(
+        make,
+        [picture, scale, first, second, visibility],
+        [result, told_by],
+        concurrency_limit=None,
+        api_visibility="private",
+    )
+    return picture

@@ -1,0 +1,209 @@
+"""The fields of the txt2img and img2img tabs, each named after the request field that it fills."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from gradio.components import Component
+from PIL import Image
+
+from sd_cloud.dialects.sdapi_checks import LATENT_UPSCALE_MODES
+from sd_cloud.engines.diffusion.styles import read_styles
+from sd_cloud.host.i18n import word
+from sd_cloud.host.page import Page, as_base64
+from sd_cloud.job import Kind
+
+#: Fields of the form that are pictures; `Form.request` turns them into base64.
+SOURCE, EDITED = "init_images", "inpaint"
+
+
+@dataclass(frozen=True)
+class Form:
+    """Components by the name of the request field that each fills."""
+
+    by_name: Mapping[str, Component]
+    reuse_seed: gr.Button
+    source: gr.Image | None = None
+
+    def __getitem__(self, name: str) -> Component:
+        return self.by_name[name]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.by_name)
+
+    @property
+    def components(self) -> list[Component]:
+        return list(self.by_name.values())
+
+    def request(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The native request that the values of :attr:`components` say."""
+        body = dict(zip(self.names, values, strict=True))
+        edited, source = body.pop(EDITED, None), body.pop(SOURCE, None)
+        if self.source is None:
+            return body
+        if edited is not None and edited.get("background") is not None and _painted(edited):
+            body[SOURCE] = [as_base64(edited["background"].convert("RGB"))]
+            body["mask"] = as_base64(mask_of(edited))
+        elif source is not None:
+            body[SOURCE] = [as_base64(source)]
+        elif edited is not None and edited.get("background") is not None:
+            body[SOURCE] = [as_base64(edited["background"].convert("RGB"))]
+        return body
+
+
+def mask_of(edited: Mapping[str, Any]) -> Image.Image:
+    """White where any layer was painted on, black elsewhere; the size of the background."""
+    size = edited["background"].size
+    mask = np.zeros((size[1], size[0]), dtype=bool)
+    for layer in edited["layers"]:
+        mask |= np.asarray(layer.convert("RGBA").resize(size))[:, :, 3] > 0
+    return Image.fromarray(np.where(mask, 255, 0).astype("uint8"), "L")
+
+
+def _painted(edited: Mapping[str, Any]) -> bool:
+    return any(np.asarray(layer.convert("RGBA"))[:, :, 3].any() for layer in edited["layers"])
+
+
+def form(kind: Kind, page: Page, prompt: Component, negative: Component) -> Form:
+    """Build the fields within the current context."""
+    fields: dict[str, Component] = {"prompt": prompt, "negative_prompt": negative}
+    source = None
+    if kind == "img2img":
+        source = _pictures(fields)
+    _sampling(fields, page, kind)
+    if kind == "txt2img":
+        _hires(fields, page)
+    _size(fields, kind)
+    if kind == "img2img":
+        _inpainting(fields)
+    reuse = _seeds(fields, kind)
+    _refiner(fields, page)
+    return Form(fields, reuse, source)
+
+
+def _pictures(fields: dict[str, Component]) -> gr.Image:
+    with gr.Tabs():
+        with gr.Tab(word("source")):
+            source = gr.Image(label=word("source"), type="pil", image_mode="RGB", elem_id="img2img_image")
+        with gr.Tab(word("inpaint")):
+            edited = gr.ImageEditor(
+                label=word("mask_picture"),
+                type="pil",
+                layers=False,
+                brush=gr.Brush(colors=["#ffffff"], color_mode="fixed"),
+                transforms=(),
+                elem_id="img2img_inpaint",
+            )
+    fields[SOURCE], fields[EDITED] = source, edited
+    fields["resize_mode"] = gr.Radio(
+        [(word(f"resize_{name}"), i) for i, name in enumerate(("just", "crop", "fill", "latent"))],
+        value=0,
+        label=word("resize_mode"),
+    )
+    return source
+
+
+def _sampling(fields: dict[str, Component], page: Page, kind: Kind) -> None:
+    there = page.service.catalogue()
+    styles = list(read_styles(page.settings.data_dir))
+    fields["styles"] = gr.Dropdown(styles, multiselect=True, label=word("styles"), visible=bool(styles))
+    with gr.Row():
+        samplers = [one.name for one in there.samplers]
+        first = "DPM++ 2M" if "DPM++ 2M" in samplers else next(iter(samplers), None)
+        fields["sampler_name"] = gr.Dropdown(
+            samplers, value=first, label=word("sampler"), elem_id=f"{kind}_sampling"
+        )
+        labels = [one.label for one in there.schedulers] or ["Automatic"]
+        fields["scheduler"] = gr.Dropdown(labels, value=labels[0], label=word("scheduler"))
+        fields["steps"] = gr.Slider(1, 150, 20, step=1, label=word("steps"), elem_id=f"{kind}_steps")
+
+
+def _hires(fields: dict[str, Component], page: Page) -> None:
+    with gr.Accordion(word("hires_fix"), open=False):
+        fields["enable_hr"] = gr.Checkbox(False, label=word("enable"))
+        with gr.Row():
+            names = [*LATENT_UPSCALE_MODES, *(one.name for one in page.service.catalogue().upscalers)]
+            fields["hr_upscaler"] = gr.Dropdown(names, value="Latent", label=word("upscaler"))
+            fields["hr_second_pass_steps"] = gr.Slider(0, 150, 0, step=1, label=word("hires_steps"))
+            fields["denoising_strength"] = gr.Slider(0, 1, 0.7, step=0.01, label=word("denoising"))
+        with gr.Row():
+            fields["hr_scale"] = gr.Slider(1, 4, 2, step=0.05, label=word("upscale_by"))
+            fields["hr_resize_x"] = gr.Slider(0, 2048, 0, step=8, label=word("resize_width"))
+            fields["hr_resize_y"] = gr.Slider(0, 2048, 0, step=8, label=word("resize_height"))
+
+
+def _size(fields: dict[str, Component], kind: Kind) -> None:
+    with gr.Row():
+        width = gr.Slider(64, 2048, 512, step=8, label=word("width"), elem_id=f"{kind}_width")
+        height = gr.Slider(64, 2048, 512, step=8, label=word("height"), elem_id=f"{kind}_height")
+        swap = gr.Button(word("swap"), size="sm", scale=0, min_width=110)
+    swap.click(
+        lambda w, h: (h, w),
+        [width, height],
+        [width, height],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    fields["width"], fields["height"] = width, height
+    with gr.Row():
+        fields["n_iter"] = gr.Slider(
+            1, 100, 1, step=1, label=word("batch_count"), elem_id=f"{kind}_batch_count"
+        )
+        fields["batch_size"] = gr.Slider(
+            1, 8, 1, step=1, label=word("batch_size"), elem_id=f"{kind}_batch_size"
+        )
+    fields["cfg_scale"] = gr.Slider(1, 30, 7, step=0.5, label=word("cfg_scale"), elem_id=f"{kind}_cfg_scale")
+    if kind == "img2img":
+        fields["denoising_strength"] = gr.Slider(0, 1, 0.75, step=0.01, label=word("denoising"))
+
+
+def _inpainting(fields: dict[str, Component]) -> None:
+    with gr.Accordion(word("inpaint"), open=False):
+        fields["mask_blur"] = gr.Slider(0, 64, 4, step=1, label=word("mask_blur"))
+        with gr.Row():
+            fields["inpainting_mask_invert"] = gr.Radio(
+                [(word("masked"), 0), (word("not_masked"), 1)], value=0, label=word("mask_mode")
+            )
+            fields["inpainting_fill"] = gr.Radio(
+                [
+                    (word("fill"), 0),
+                    (word("original"), 1),
+                    (word("latent_noise"), 2),
+                    (word("latent_nothing"), 3),
+                ],
+                value=1,
+                label=word("masked_content"),
+            )
+        with gr.Row():
+            fields["inpaint_full_res"] = gr.Radio(
+                [(word("whole_picture"), False), (word("only_masked"), True)],
+                value=False,
+                label=word("inpaint_area"),
+            )
+            fields["inpaint_full_res_padding"] = gr.Slider(0, 256, 32, step=4, label=word("padding"))
+
+
+def _seeds(fields: dict[str, Component], kind: Kind) -> gr.Button:
+    with gr.Row():
+        seed = gr.Number(-1, label=word("seed"), precision=0, elem_id=f"{kind}_seed")
+        random = gr.Button(word("random_seed"), size="sm", scale=0, min_width=90)
+        reuse = gr.Button(word("reuse_seed"), size="sm", scale=0, min_width=90)
+    random.click(lambda: -1, None, seed, api_visibility="private", show_progress="hidden")
+    fields["seed"] = seed
+    with gr.Accordion(word("variation"), open=False), gr.Row():
+        fields["subseed"] = gr.Number(-1, label=word("subseed"), precision=0)
+        fields["subseed_strength"] = gr.Slider(0, 1, 0, step=0.01, label=word("subseed_strength"))
+    return reuse
+
+
+def _refiner(fields: dict[str, Component], page: Page) -> None:
+    with gr.Accordion(word("refiner"), open=False), gr.Row():
+        fields["refiner_checkpoint"] = gr.Dropdown(
+            ["None", *page.checkpoints()], value="None", label=word("checkpoint")
+        )
+        fields["refiner_switch_at"] = gr.Slider(0.01, 1, 0.8, step=0.01, label=word("switch_at"))

@@ -1,0 +1,109 @@
+"""The WebUI at ``/``: Gradio tabs that submit through the same `Service` as every API caller."""
+
+from __future__ import annotations
+
+import os
+
+# Read by gradio when it is imported: nothing here talks to anybody but the browser.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+from fastapi import FastAPI
+
+from sd_cloud.host.i18n import I18N, word
+from sd_cloud.host.page import Page
+from sd_cloud.host.tab_extras import extras_tab
+from sd_cloud.host.tab_making import MakingTab, making_tab
+from sd_cloud.host.tab_png_info import png_info_tab
+from sd_cloud.host.tab_settings import settings_tab
+
+#: Fonts of the system: the default theme's would come from a font service.
+_FONT = ("system-ui", "-apple-system", "Noto Sans CJK SC", "Microsoft YaHei", "sans-serif")
+_MONO = ("ui-monospace", "Consolas", "monospace")
+_CSS = """
+.sd-cloud-status {min-height: 1.6em}
+.sd-cloud-status progress {width: 100%}
+"""
+
+
+def mount(app: FastAPI, page: Page) -> FastAPI:
+    """Put the pages at ``/``. Everything else must hang on the app by now: this takes all the rest."""
+    settings = page.settings
+    theme = gr.themes.Default(font=list(_FONT), font_mono=list(_MONO))
+    return gr.mount_gradio_app(
+        app,
+        blocks(page),
+        path="/",
+        root_path=settings.subpath or None,
+        auth=list(settings.gradio_auth) or None,
+        i18n=I18N,
+        theme=theme,
+        css=_CSS,
+        footer_links=["settings"],
+        run_history=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        max_file_size=settings.fetch.limit_bytes,
+        show_error=True,
+    )
+
+
+def blocks(page: Page) -> gr.Blocks:
+    """The whole page: the checkpoint and VAE on top, the tabs below."""
+    with gr.Blocks(title="Stable Diffusion", analytics_enabled=False) as whole:
+        with gr.Row():
+            checkpoint = gr.Dropdown(
+                page.checkpoints(),
+                value=page.checkpoint(),
+                label=word("checkpoint"),
+                elem_id="setting_sd_model_checkpoint",
+            )
+            vae = gr.Dropdown(
+                page.vaes(), value=page.options["sd_vae"], label=word("vae"), elem_id="setting_sd_vae"
+            )
+            refresh = gr.Button(word("refresh"), scale=0, elem_id="refresh_checkpoints")
+        shown = _shown(page)
+        with gr.Tabs(elem_id="tabs") as tabs:
+            made: dict[str, MakingTab] = {}
+            for kind in ("txt2img", "img2img"):
+                with gr.Tab(word(kind), id=kind, elem_id=f"tab_{kind}", visible=kind in shown):
+                    made[kind] = making_tab(kind, page, checkpoint, vae)  # type: ignore[arg-type]
+            with gr.Tab(word("extras"), id="extras", elem_id="tab_extras", visible="extras" in shown):
+                extras_picture = extras_tab(page)
+            with gr.Tab(word("png_info"), id="png_info", elem_id="tab_png_info", visible="png_info" in shown):
+                png_info_tab(made["txt2img"], made["img2img"], tabs)
+            with gr.Tab(word("settings"), id="settings", elem_id="tab_settings", visible="settings" in shown):
+                settings_tab(page)
+        for tab in made.values():
+            tab.send_from_gallery(tabs, made["img2img"].source, "img2img", "send_img2img")
+            tab.send_from_gallery(tabs, extras_picture, "extras", "send_extras")
+        _keep_lists_fresh(whole, page, checkpoint, vae, refresh)
+    return whole
+
+
+def _shown(page: Page) -> set[str]:
+    """Every tab but those that ``--always-hide-tabs`` names, by id or by its English title."""
+    hidden = {name.strip().lower().replace(" ", "_") for name in page.settings.always_hide_tabs}
+    return {"txt2img", "img2img", "extras", "png_info", "settings"} - hidden
+
+
+def _keep_lists_fresh(
+    whole: gr.Blocks, page: Page, checkpoint: gr.Dropdown, vae: gr.Dropdown, refresh: gr.Button
+) -> None:
+    def lists(chosen: str | None, chosen_vae: str | None) -> tuple[gr.Dropdown, gr.Dropdown]:
+        """The catalogue as it is now; a choice that is still there stays."""
+        titles, vaes = page.checkpoints(), page.vaes()
+        kept = page.service.catalogue().checkpoint(chosen) if chosen else None
+        return (
+            gr.Dropdown(choices=titles, value=kept.title if kept else page.checkpoint()),
+            gr.Dropdown(choices=vaes, value=chosen_vae if chosen_vae in vaes else page.options["sd_vae"]),
+        )
+
+    async def look_again(chosen: str | None, chosen_vae: str | None) -> tuple[gr.Dropdown, gr.Dropdown]:
+        await page.service.engine.refresh()
+        return lists(chosen, chosen_vae)
+
+    both = [checkpoint, vae]
+    refresh.click(look_again, both, both, api_visibility="private")
+    whole.load(lists, both, both, api_visibility="private", show_progress="hidden")

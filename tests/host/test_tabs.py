@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sd_cloud.host.i18n import WORDS
+from tests.dialects.sdapi_world import Native, native
+from tests.host.page_world import Browser
+
+SMALL = {
+    "txt2img_prompt": "a cat",
+    "txt2img_width": 64,
+    "txt2img_height": 64,
+    "txt2img_steps": 2,
+    "txt2img_seed": 5,
+}
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[Native]:
+    async with native(tmp_path, nowebui=False) as world:
+        yield world
+
+
+async def test_the_page_is_at_the_root_and_the_api_beside_it(world: Native) -> None:
+    page = await world.client.get("/")
+    assert page.status_code == 200 and "gradio" in page.text
+    assert (await world.client.get("/sdapi/v1/sd-models")).status_code == 200
+    assert (await world.client.get("/healthz")).status_code == 200
+
+
+async def test_without_the_page_the_root_is_not_there(tmp_path: Path) -> None:
+    async with native(tmp_path) as world:
+        assert (await world.client.get("/")).status_code == 404
+
+
+async def test_generate_makes_the_form_a_job_of_the_session_and_shows_its_pictures(world: Native) -> None:
+    browser = await Browser.opened(world, "anna")
+    shown = await browser.result(
+        "txt2img_generate", setting_sd_model_checkpoint="second.safetensors", txt2img_batch_count=2, **SMALL
+    )
+    job = world.job
+    assert (job.kind, job.checkpoint, job.order_key) == ("txt2img", "second.safetensors", "page:anna")
+    assert (job.payload["prompt"], job.payload["width"], job.payload["n_iter"]) == ("a cat", 64, 2)
+    assert len(shown["txt2img_gallery"]) == 3 and shown["txt2img_info"] == "Seed: 5"
+    saved = sorted(p.name for p in (world.settings.data_dir / "outputs").rglob("*.png"))
+    assert len(saved) == 3
+
+
+async def test_a_value_that_cannot_be_served_is_told_on_the_page(world: Native) -> None:
+    browser = await Browser.opened(world)
+    last = (await browser.fires("txt2img_generate", **{**SMALL, "txt2img_seed": -5}))[-1]
+    assert not last["success"] and "seed: expected -1" in last["output"]["error"]
+    assert world.engine.started == []
+
+
+async def test_an_infotext_in_the_prompt_fills_in_the_form(world: Native) -> None:
+    browser = await Browser.opened(world)
+    infotext = "a dog\nNegative prompt: cat\nSteps: 7, Sampler: DDIM, CFG scale: 3, Seed: 9, Size: 72x80"
+    filled = await browser.result("txt2img_paste", txt2img_prompt=infotext)
+    assert filled["txt2img_prompt"] == "a dog" and filled["txt2img_neg_prompt"] == "cat"
+    assert (filled["txt2img_width"], filled["txt2img_height"], filled["txt2img_seed"]) == (72, 80, 9)
+    assert filled["txt2img_sampling"] == "DDIM"
+
+
+async def test_img2img_without_a_picture_is_told_so(world: Native) -> None:
+    browser = await Browser.opened(world)
+    last = (await browser.fires("img2img_generate", img2img_prompt="a cat"))[-1]
+    assert "Init image not found" in last["output"]["error"]
+
+
+async def test_tabs_can_be_hidden_by_flag(tmp_path: Path) -> None:
+    async with native(tmp_path, nowebui=False, always_hide_tabs=("Settings", "PNG Info")) as world:
+        browser = await Browser.opened(world)
+        visible = {
+            tab: browser.component(f"tab_{tab}")["props"]["visible"]
+            for tab in ("txt2img", "settings", "png_info")
+        }
+        assert visible == {"txt2img": True, "settings": False, "png_info": False}
+
+
+async def test_a_page_behind_a_token_asks_the_browser_for_it(tmp_path: Path) -> None:
+    async with native(tmp_path, nowebui=False, tokens=("secret",)) as world:
+        for path in ("/", "/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=x"):
+            answer = await world.client.get(path)
+            assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Basic", path
+        assert (await world.client.get("/", auth=("anna", "secret"))).status_code == 200
+
+
+@pytest.mark.parametrize("language", [0, 1])
+def test_every_word_has_both_languages(language: int) -> None:
+    assert all(words[language].strip() for words in WORDS.values())
+    assert all("." not in key and " " not in key for key in WORDS)  # the browser reads a dot as a step
