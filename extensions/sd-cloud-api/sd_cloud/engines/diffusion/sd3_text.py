@@ -141,6 +141,7 @@ def build_t5(
     with torch.device("meta"):
         model = T5EncoderModel(t5_config(state, name))
     assign(model, state, name, "text encoder T5", dtype)
+    model.encoder.embed_tokens.weight = model.shared.weight  # one matrix under two names
     try:
         found = Tokenizer.from_file(str(tokenizer))
     except Exception as error:  # the tokenizers package raises nothing narrower
