@@ -1,0 +1,66 @@
+"""The embedded engine: a worker that makes pictures in its own process."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from sd_cloud.engines.base import Control, Report, Worker
+from sd_cloud.engines.diffusion.extras import run_extras
+from sd_cloud.engines.diffusion.job_run import JobRun
+from sd_cloud.engines.diffusion.placement import placement_for
+from sd_cloud.engines.diffusion.workshop import Workshop
+from sd_cloud.errors import EngineFailed, OutOfMemory, ServiceError
+from sd_cloud.job import Job, Outcome
+from sd_cloud.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class DiffusionWorker:
+    """Runs txt2img, img2img and extras jobs, one at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.workshop = Workshop(settings, placement_for(settings.precision))
+
+    def run(self, job: Job, report: Report, control: Control) -> Outcome:
+        """Make the pictures; raises a ServiceError, and is ready for the next job either way."""
+        try:
+            if job.kind == "extras":
+                return run_extras(
+                    job, report, control, settings=self.workshop.settings, device=self.workshop.device
+                )
+            if job.kind in ("txt2img", "img2img"):
+                return JobRun(self.workshop, job, report, control).run()
+            raise EngineFailed(f"jobs of kind {job.kind!r} are not the engine's")
+        except ServiceError:
+            raise
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            failure: ServiceError = self._out_of_memory(job, error)
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+                failure = self._out_of_memory(job, error)
+            else:
+                failure = self._failed(job, error)
+        except Exception as error:  # whatever a library raises, the next job is to be served
+            failure = self._failed(job, error)
+        raise failure
+
+    def _out_of_memory(self, job: Job, error: BaseException) -> OutOfMemory:
+        log.warning("job %s ran out of memory: %s", job.id, error)
+        # The error's traceback holds the tensors that filled the memory.
+        error.__traceback__ = None
+        self.workshop.clear()
+        return OutOfMemory(
+            "the job needs more memory than there is: ask for a smaller or a smaller batch of pictures"
+        )
+
+    def _failed(self, job: Job, error: BaseException) -> EngineFailed:
+        log.error("job %s failed", job.id, exc_info=error)
+        return EngineFailed(f"{type(error).__name__}: {str(error)[:500]}")
+
+
+def create(settings: Settings) -> Worker:
+    """What the child process calls, with the settings, to have a worker."""
+    return DiffusionWorker(settings)

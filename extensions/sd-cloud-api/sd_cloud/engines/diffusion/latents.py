@@ -1,0 +1,86 @@
+"""Between pixels and latents: the VAE, one picture at a time as the webui does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from sd_cloud.engines.diffusion.noise import Source
+from sd_cloud.errors import EngineFailed
+
+
+class Coder:
+    """A VAE with the latent scale of a checkpoint, and the shift that SD 3's latents have."""
+
+    def __init__(
+        self, vae: AutoencoderKL, scale: float, shift: float = 0.0, *, widen_on_nan: bool = True
+    ) -> None:
+        self.vae = vae
+        self._scale = scale
+        self._shift = shift
+        self._widen_on_nan = widen_on_nan
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Tensor]:
+        """[B, C, h, w] to a list of [3, H, W] in -1..1, float32 on the CPU.
+
+        A VAE in half precision that gives nothing but NaN is widened to float32 for good, as the
+        webui's ``auto_vae_precision`` does. Raises EngineFailed when that does not help either.
+        """
+        if bool(latents.isnan().all()):
+            raise EngineFailed("the U-Net gave nothing but NaN; --no-half may help with this checkpoint")
+        return [self._decode_one(latent) for latent in latents.split(1)]
+
+    def _decode_one(self, latent: Tensor) -> Tensor:
+        pixels = self._through(latent)
+        if bool(pixels.isnan().all()):
+            if self.vae.dtype == torch.float32 or not self._widen_on_nan:
+                raise EngineFailed("the VAE gave nothing but NaN; another VAE or --no-half may help")
+            self.vae.float()
+            pixels = self._through(latent)
+        return pixels.float().cpu()
+
+    def _through(self, latent: Tensor) -> Tensor:
+        out: Tensor = self.vae.decode((1.0 / self._scale * latent + self._shift).to(self.vae.dtype)).sample
+        return out[0]
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, source: Source) -> Tensor:
+        """[B, 3, H, W] in -1..1 to latents [B, C, h, w]; ``source`` draws the VAE's own noise."""
+        parameter = next(self.vae.parameters())
+        latents = []
+        for one in pixels.split(1):
+            spread = self.vae.encode(one.to(parameter)).latent_dist
+            noise = source.randn(spread.mean.shape).to(spread.mean)
+            latents.append((spread.mean + spread.std * noise - self._shift) * self._scale)
+        return torch.cat(latents).float()
+
+    @torch.no_grad()
+    def encode_mean(self, pixels: Tensor) -> Tensor:
+        """As :meth:`encode`, without noise."""
+        parameter = next(self.vae.parameters())
+        means = [self.vae.encode(one.to(parameter)).latent_dist.mean for one in pixels.split(1)]
+        shifted: Tensor = (torch.cat(means) - self._shift) * self._scale
+        return shifted.float()
+
+
+def to_pictures(decoded: Sequence[Tensor]) -> list[Image.Image]:
+    """[3, H, W] in -1..1 to pictures; fractions are cut off, not rounded."""
+    return [from_unit((one + 1.0) / 2.0) for one in decoded]
+
+
+def from_unit(pixels: Tensor) -> Image.Image:
+    """[3, H, W] in 0..1 to a picture."""
+    array = 255.0 * pixels.clamp(0.0, 1.0).numpy().transpose(1, 2, 0)
+    return Image.fromarray(array.astype(np.uint8))
+
+
+def to_unit(images: Sequence[Image.Image]) -> Tensor:
+    """Pictures of one size to [B, 3, H, W] in 0..1."""
+    arrays = [np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0 for image in images]
+    return torch.from_numpy(np.stack([array.transpose(2, 0, 1) for array in arrays]))

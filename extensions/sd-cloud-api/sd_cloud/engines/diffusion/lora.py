@@ -1,0 +1,187 @@
+"""LoRAs merged into a model's weights, and taken out again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sd_cloud.engines.base import Catalogue, ModelFile
+from sd_cloud.engines.diffusion.hashes import HashBook
+from sd_cloud.engines.diffusion.lora_deltas import Delta, UnknownForm, delta
+from sd_cloud.engines.diffusion.lora_keys import Layer, find_layer, layers_by_name, split_key
+from sd_cloud.engines.diffusion.model import Model
+from sd_cloud.engines.diffusion.prompt_grammar import NetworkCall
+from sd_cloud.engines.diffusion.weights_file import Tensors, read_tensors
+from sd_cloud.errors import BadRequest, CheckpointBroken
+
+FILES_IN_MEMORY = 4
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One ``<lora:name:te:unet:dyn>`` with its file."""
+
+    name: str
+    file: ModelFile
+    text_multiplier: float
+    unet_multiplier: float
+    dynamic_rank: int | None
+
+    @property
+    def key(self) -> Hashable:
+        path = Path(self.file.filename)
+        changed_ns = path.stat().st_mtime_ns if path.exists() else 0
+        return path, changed_ns, self.text_multiplier, self.unet_multiplier, self.dynamic_rank
+
+
+def wanted_loras(calls: Sequence[NetworkCall], catalogue: Catalogue) -> tuple[list[Wanted], list[str]]:
+    """The LoRAs that prompts call for, and the names there is no file for. Raises BadRequest."""
+    found: list[Wanted] = []
+    missing: list[str] = []
+    for call in calls:
+        if not call.positional:
+            continue
+        name = call.positional[0]
+        file = _find(name, catalogue.loras)
+        if file is None:
+            missing.append(name)
+            continue
+        named = dict(call.named)
+        text = _number(named.get("te", call.positional[1] if len(call.positional) > 1 else "1"), name)
+        unet_text = named.get("unet", call.positional[2] if len(call.positional) > 2 else None)
+        unet = text if unet_text is None else _number(unet_text, name)
+        rank_text = named.get("dyn", call.positional[3] if len(call.positional) > 3 else None)
+        found.append(
+            Wanted(name, file, text, unet, None if rank_text is None else int(_number(rank_text, name)))
+        )
+    return found, missing
+
+
+def _find(name: str, files: Sequence[ModelFile]) -> ModelFile | None:
+    by_name = next((one for one in files if one.name == name), None)
+    return by_name or next((one for one in files if one.extra.get("alias") == name), None)
+
+
+def _number(text: str, name: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise BadRequest(f"<lora:{name}:…> has {text!r} where a number belongs", field="prompt") from error
+
+
+def short_hash(file: ModelFile, hashes: HashBook) -> str:
+    """What the infotext calls the file by: 12 digits, empty with ``--no-hashing``."""
+    metadata = file.extra.get("metadata") or {}
+    own = metadata.get("sshs_model_hash")
+    return str(own or hashes.addnet(Path(file.filename)) or "")[:12]
+
+
+@dataclass
+class _State:
+    """What is merged into one model, and the weights as they were."""
+
+    merged: tuple[Hashable, ...] = ()
+    originals: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    layers: dict[str, Layer] | None = None
+
+
+class LoraShelf:
+    """Files that were read lately, and what is merged into which model."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[Hashable, Tensors] = OrderedDict()
+        self._states: dict[Model, _State] = {}
+
+    def state_of(self, model: Model) -> Hashable:
+        """What a prompt's encoding depends on beside the prompt."""
+        state = self._states.get(model)
+        return state.merged if state else ()
+
+    def forget(self, model: Model) -> None:
+        self._states.pop(model, None)
+
+    @torch.no_grad()
+    def apply(self, model: Model, wanted: Sequence[Wanted]) -> list[str]:
+        """Make exactly these LoRAs part of the model; nothing is done when they are already.
+
+        Returns sentences about what could not be used. Raises CheckpointBroken for a broken file.
+        """
+        state = self._states.setdefault(model, _State())
+        keys = tuple(one.key for one in wanted)
+        if keys == state.merged:
+            return []
+        for parameter, original in state.originals.items():
+            parameter.copy_(original)
+        state.merged = ()
+        if not keys:
+            state.originals.clear()
+            return []
+        sentences = []
+        for one in wanted:
+            sentences += self._merge(model, state, one)
+        state.merged = keys
+        return sentences
+
+    def _merge(self, model: Model, state: _State, wanted: Wanted) -> list[str]:
+        if state.layers is None:
+            state.layers = layers_by_name(model)
+        by_layer: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in self._read(wanted).items():
+            name, part = split_key(key)
+            by_layer.setdefault(name, {})[part] = tensor
+        failed, unmatched = [], 0
+        for name, parts in by_layer.items():
+            layer = find_layer(name, state.layers)
+            if layer is None:
+                unmatched += 1
+                continue
+            multiplier = wanted.text_multiplier if layer.of_text else wanted.unet_multiplier
+            try:
+                self._add(state, layer.module, parts, multiplier, wanted.dynamic_rank)
+            except (UnknownForm, RuntimeError) as error:
+                failed.append(f"{name} ({str(error).splitlines()[0]})")
+        if unmatched == len(by_layer):
+            return [f"Lora {wanted.name} has no layer of this checkpoint: it was made for another family"]
+        if failed:
+            few = "; ".join(failed[:3])
+            return [f"Networks with errors: {wanted.name} ({len(failed)} layers not applied: {few})"]
+        return []
+
+    def _add(
+        self, state: _State, module: nn.Module, parts: dict[str, Tensor], multiplier: float, rank: int | None
+    ) -> None:
+        weight = module.weight
+        assert isinstance(weight, nn.Parameter)
+        seen = weight.detach()
+        if seen.ndim == 4 and seen.shape[1] == 9:
+            seen = seen[:, :4]  # an inpainting model's first layer: what it sees of the latent itself
+        change: Delta = delta(parts, seen, multiplier, rank)
+        self._remember(state, weight)
+        target = weight[:, :4] if seen.shape != weight.shape else weight
+        target.copy_((seen.float() + change.weight).to(weight.dtype))
+        bias = getattr(module, "bias", None)
+        if change.bias is not None and isinstance(bias, nn.Parameter):
+            self._remember(state, bias)
+            bias.copy_((bias.float() + change.bias).to(bias.dtype))
+
+    def _remember(self, state: _State, parameter: nn.Parameter) -> None:
+        if parameter not in state.originals:
+            state.originals[parameter] = parameter.detach().clone()
+
+    def _read(self, wanted: Wanted) -> Tensors:
+        path = Path(wanted.file.filename)
+        try:
+            key = (path, path.stat().st_mtime_ns)
+        except OSError as error:
+            raise CheckpointBroken(f"{path.name} is gone: {error}") from error
+        if key not in self._files:
+            self._files[key] = read_tensors(path)
+            while len(self._files) > FILES_IN_MEMORY:
+                self._files.popitem(last=False)
+        self._files.move_to_end(key)
+        return self._files[key]

@@ -1,0 +1,146 @@
+"""The webui's options as one job sees them, with the webui's defaults and the right types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sd_cloud.errors import BadRequest
+from sd_cloud.job import Job
+
+DEFAULTS: dict[str, Any] = {
+    "CLIP_stop_at_last_layers": 1,
+    "add_model_hash_to_info": True,
+    "add_model_name_to_info": True,
+    "add_user_name_to_info": False,
+    "add_vae_hash_to_info": True,
+    "add_vae_name_to_info": True,
+    "add_version_to_infotext": True,
+    "always_discard_next_to_last_sigma": False,
+    "batch_cond_uncond": True,
+    "beta_dist_alpha": 0.6,
+    "beta_dist_beta": 0.6,
+    "comma_padding_backtrack": 20,
+    "emphasis": "Original",
+    "enable_pnginfo": True,
+    "enable_prompt_comments": True,
+    "enable_quantization": False,
+    "eta_ancestral": 1.0,
+    "eta_ddim": 0.0,
+    "eta_noise_seed_delta": 0,
+    "extra_networks_default_multiplier": 1.0,
+    "face_restoration": False,
+    "face_restoration_model": "CodeFormer",
+    "code_former_weight": 0.5,
+    "grid_background_color": "#ffffff",
+    "grid_only_if_multiple": True,
+    "grid_prevent_empty_spots": False,
+    "grid_save": True,
+    "hires_fix_refiner_pass": "second pass",
+    "img2img_background_color": "#ffffff",
+    "img2img_color_correction": False,
+    "img2img_extra_noise": 0.0,
+    "img2img_fix_steps": False,
+    "initial_noise_multiplier": 1.0,
+    "inpainting_mask_weight": 1.0,
+    "live_preview_content": "Prompt",
+    "live_previews_enable": True,
+    "show_progress_grid": True,
+    "show_progress_every_n_steps": 10,
+    "lora_add_hashes_to_infotext": True,
+    "lora_preferred_name": "Alias from file",
+    "n_rows": -1,
+    "no_dpmpp_sde_batch_determinism": False,
+    "overlay_inpaint": True,
+    "pad_cond_uncond": False,
+    "pad_cond_uncond_v0": False,
+    "randn_source": "GPU",
+    "refiner_switch_by_sample_steps": False,
+    "return_grid": True,
+    "return_mask": False,
+    "return_mask_composite": False,
+    "rho": 0.0,
+    "s_churn": 0.0,
+    "s_min_uncond": 0.0,
+    "s_min_uncond_all": False,
+    "s_noise": 1.0,
+    "s_tmax": 0.0,
+    "s_tmin": 0.0,
+    "samples_save": True,
+    "save_images_before_color_correction": False,
+    "save_images_before_face_restoration": False,
+    "save_images_before_highres_fix": False,
+    "save_init_img": False,
+    "save_mask": False,
+    "save_mask_composite": False,
+    "sd_lora": "None",
+    "sd_model_checkpoint": None,
+    "sd_noise_schedule": "Default",
+    "sd_vae": "Automatic",
+    "sd_vae_decode_method": "Full",
+    "sd_vae_encode_method": "Full",
+    "sd_vae_overrides_per_model_preferences": True,
+    "sdxl_clip_l_skip": False,
+    "sdxl_crop_left": 0,
+    "sdxl_crop_top": 0,
+    "sdxl_refiner_high_aesthetic_score": 6.0,
+    "sdxl_refiner_low_aesthetic_score": 2.5,
+    "sgm_noise_multiplier": False,
+    "sigma_max": 0.0,
+    "sigma_min": 0.0,
+    "skip_early_cond": 0.0,
+    "textual_inversion_add_hashes_to_infotext": True,
+    "tiling": False,
+    "uni_pc_lower_order_final": True,
+    "uni_pc_order": 3,
+    "uni_pc_skip_type": "time_uniform",
+    "uni_pc_variant": "bh1",
+    "upscaler_for_img2img": None,
+    "use_downcasted_alpha_bar": False,
+    "use_old_hires_fix_width_height": False,
+    "use_old_karras_scheduler_sigmas": False,
+    "use_old_scheduling": False,
+    "hires_fix_use_firstpass_conds": False,
+}
+"""What the engine reads, as a fresh webui 1.10.1 has it (its ``/sdapi/v1/options``)."""
+
+
+class Options:
+    """Options of one job: ``override_settings``, then the job's snapshot, then the defaults.
+
+    Each getter raises BadRequest, naming the option, when the value is of another type.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def get(self, name: str) -> Any:
+        value = self._job.option(name, DEFAULTS[name])
+        return DEFAULTS[name] if value is None else value
+
+    def flag(self, name: str) -> bool:
+        value = self.get(name)
+        if not isinstance(value, bool | int):
+            raise _wrong(name, value, "true or false")
+        return bool(value)
+
+    def number(self, name: str) -> float:
+        value = self.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise _wrong(name, value, "a number")
+        return float(value)
+
+    def whole(self, name: str) -> int:
+        value = self.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+            raise _wrong(name, value, "a whole number")
+        return int(value)
+
+    def text(self, name: str) -> str:
+        value = self.get(name)
+        if not isinstance(value, str):
+            raise _wrong(name, value, "a string")
+        return value
+
+
+def _wrong(name: str, value: Any, wanted: str) -> BadRequest:
+    return BadRequest(f"must be {wanted}, not {value!r:.80}", field=f"override_settings.{name}")

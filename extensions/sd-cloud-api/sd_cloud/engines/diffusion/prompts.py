@@ -1,0 +1,58 @@
+"""The prompts of all pictures of a job: styles around them, comments out of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd_cloud.engines.diffusion.infotext import Texts
+from sd_cloud.engines.diffusion.options import Options
+from sd_cloud.engines.diffusion.prompt_grammar import split_networks, without_comments
+from sd_cloud.engines.diffusion.request import Request
+from sd_cloud.engines.diffusion.styles import apply_styles, read_styles
+
+
+@dataclass(frozen=True)
+class Pair:
+    prompt: str
+    negative: str
+
+
+def texts_of(request: Request, options: Options, data_dir: Path, comments: list[str]) -> Texts:
+    """Prompts and seeds of every picture. ``comments`` hears of styles that are not there."""
+    count = request.count
+    first = _written(request, options, data_dir, Pair(request.prompt, request.negative_prompt), comments)
+    hires = None
+    if request.hires is not None:
+        own = Pair(
+            request.hires.prompt or request.prompt,
+            request.hires.negative_prompt or request.negative_prompt,
+        )
+        hires = _written(request, options, data_dir, own, [])
+    seeds = request.seeds
+    varied = seeds.subseed_strength != 0
+    return Texts(
+        prompts=[first.prompt] * count,
+        negative_prompts=[first.negative] * count,
+        seeds=[seeds.first + (0 if varied else i) for i in range(count)],
+        subseeds=[seeds.subseed + i for i in range(count)],
+        hires_prompts=[hires.prompt] * count if hires else (),
+        hires_negative_prompts=[hires.negative] * count if hires else (),
+    )
+
+
+def _written(request: Request, options: Options, data_dir: Path, pair: Pair, comments: list[str]) -> Pair:
+    prompt, negative = pair.prompt, pair.negative
+    if request.styles:
+        styles = read_styles(data_dir)
+        prompt, negative, unknown = apply_styles(prompt, negative, request.styles, styles)
+        if unknown:
+            comments.append(f"Style not found: {', '.join(unknown)}")
+    if options.flag("enable_prompt_comments"):
+        prompt, negative = without_comments(prompt), without_comments(negative)
+    added = options.text("sd_lora")
+    if added not in ("None", "") and request.extra_networks:
+        called = [call.positional[0] for call in split_networks(prompt)[1] if call.positional]
+        if added not in called:
+            prompt += f"<lora:{added}:{options.number('extra_networks_default_multiplier')}>"
+    return Pair(prompt, negative)

@@ -1,0 +1,61 @@
+"""Tensors out of a model file, and nothing else: what a file could run is never run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sd_cloud.errors import CheckpointBroken
+
+Tensors = dict[str, torch.Tensor]
+
+
+def read_tensors(path: Path) -> Tensors:
+    """All tensors of a ``.safetensors``, ``.ckpt``, ``.pt`` or ``.bin`` file, on the CPU as stored.
+
+    Pickles go through ``torch.load(weights_only=True)`` alone. Raises CheckpointBroken with the
+    file and the fact: truncated, not of its format, or a pickle that holds more than tensors.
+    """
+    if path.suffix.lower() == ".safetensors":
+        return _read_safetensors(path)
+    loaded = read_pickle(path)
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict):
+        raise CheckpointBroken(f"{path.name} holds no state dict")
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise CheckpointBroken(f"{path.name} holds no tensors")
+    return tensors
+
+
+def read_pickle(path: Path) -> Any:
+    """What a torch pickle holds, read with ``weights_only``. Raises CheckpointBroken."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's message goes on with advice to switch the check off; its first sentence is the fact.
+        fact = str(error).splitlines()[0][:300]
+        raise CheckpointBroken(
+            f"{path.name} is refused: it is not a pickle of tensors only ({fact}). "
+            "Convert it to .safetensors where you trust it"
+        ) from error
+    except Exception as error:  # garbage trips the unpickler in a dozen ways
+        fact = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise CheckpointBroken(f"{path.name} cannot be read: {fact}") from error
+
+
+def _read_safetensors(path: Path) -> Tensors:
+    try:
+        return dict(load_file(os.fspath(path), device="cpu"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointBroken(
+            f"{path.name} is not a complete safetensors file: {error} ({path.stat().st_size} bytes)"
+            if path.exists()
+            else f"{path.name} is gone: {error}"
+        ) from error
