@@ -255,7 +255,7 @@ class Service:
         """What can be refused before it is queued. Names are resolved to the catalogue's own."""
         if job.kind == "call":
             return job  # its route checks
-        self.inputs.check_paths(job)
+        await asyncio.to_thread(self.inputs.check_paths, job)  # follows links, on whatever disk
         if job.checkpoint is None:
             return job
         found = self.catalogue().checkpoint(job.checkpoint)
