@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -87,6 +88,33 @@ async def test_a_page_behind_a_token_asks_the_browser_for_it(tmp_path: Path) -> 
             answer = await world.client.get(path)
             assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Basic", path
         assert (await world.client.get("/", auth=("anna", "secret"))).status_code == 200
+
+
+async def test_with_gradio_auth_the_page_has_its_own_log_in_and_the_api_keeps_its_own_rule(
+    tmp_path: Path,
+) -> None:
+    pair = (("anna", "pass"),)
+    async with native(tmp_path, nowebui=False, gradio_auth=pair, tokens=("secret",)) as world:
+        assert "auth_required" in (await world.client.get("/")).text
+        for path in ("/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=x"):
+            assert (await world.client.get(path)).status_code == 401, path
+        for path in ("/sdapi/v1/sd-models", "/controlnet/version", "/docs", "/sdapi/v1/../config/x"):
+            assert (await world.client.get(path)).status_code == 401, path
+        wrong = await world.client.post("/login", data={"username": "anna", "password": "x"})
+        assert wrong.status_code == 400
+        right = await world.client.post("/login", data={"username": "anna", "password": "pass"})
+        assert right.status_code == 200
+        # The cookie itself is for https or for browsers; httpx keeps the plain one.
+        assert (await world.client.get("/config")).status_code == 200
+        assert (await world.client.get("/sdapi/v1/sd-models")).status_code == 401
+
+
+async def test_an_open_page_lets_go_when_the_service_stops(world: Native) -> None:
+    standing = asyncio.create_task(world.client.get("/gradio_api/heartbeat/anna"))
+    await asyncio.sleep(0)
+    await world.service.stop()
+    answer = await asyncio.wait_for(standing, 20)
+    assert answer.status_code == 200 and "ALIVE" in answer.text
 
 
 @pytest.mark.parametrize("language", [0, 1])

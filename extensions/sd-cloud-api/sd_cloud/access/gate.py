@@ -13,15 +13,16 @@ from sd_cloud.access.caller import Access
 class Gate:
     """ASGI middleware: every route but the open ones needs a caller; `ADMIN_ROUTES` an admin.
 
-    ``open_paths``: exact paths, and prefixes where they end in a slash. The caller is left in
+    ``open_paths``: exact paths, and prefixes where they end in a slash (``/`` itself is exact: it
+    would otherwise open everything). The caller is left in
     ``scope["sd_cloud.caller"]``. Refusals have the shape of the webui's own errors.
     """
 
     def __init__(self, app: ASGIApp, *, access: Access, open_paths: tuple[str, ...] = ()) -> None:
         self.app = app
         self.access = access
-        self.open_paths = frozenset(path for path in open_paths if not path.endswith("/"))
-        self.open_prefixes = tuple(path for path in open_paths if path.endswith("/"))
+        self.open_prefixes = tuple(path for path in open_paths if path.endswith("/") and path != "/")
+        self.open_paths = frozenset(open_paths) - set(self.open_prefixes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or self._is_open(scope):

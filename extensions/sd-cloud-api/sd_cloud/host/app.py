@@ -59,7 +59,14 @@ def build(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     access = Access(settings)
     native_job = sdapi.native_job(service, options, settings)
     attach(app, service, settings, access=access, native_job=native_job)
-    app.add_middleware(Gate, access=access, open_paths=(*OPEN_PATHS, "/internal/ping"))
+    pages: tuple[str, ...] = ()
+    if not settings.nowebui:
+        from sd_cloud.host import tabs
+        from sd_cloud.host.page import Page
+
+        tabs.mount(app, Page(service, options, settings, native_job))
+        pages = tabs.open_paths(settings)
+    app.add_middleware(Gate, access=access, open_paths=(*OPEN_PATHS, "/internal/ping", *pages))
     if settings.cors_allow_origins or settings.cors_allow_origins_regex:
         # Outside the gate: a preflight request carries no credentials.
         app.add_middleware(
@@ -70,11 +77,6 @@ def build(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
             allow_headers=["*"],
             allow_credentials=True,
         )
-    if not settings.nowebui:
-        from sd_cloud.host.page import Page
-        from sd_cloud.host.tabs import mount
-
-        mount(app, Page(service, options, settings, native_job))
     return app
 
 

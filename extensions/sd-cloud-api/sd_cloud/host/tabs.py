@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 # Read by gradio when it is imported: nothing here talks to anybody but the browser.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.routes import INTERNAL_ROUTES
+from starlette.routing import Mount
 
 from sd_cloud.host.i18n import I18N, word
 from sd_cloud.host.page import Page
@@ -16,6 +21,7 @@ from sd_cloud.host.tab_extras import extras_tab
 from sd_cloud.host.tab_making import MakingTab, making_tab
 from sd_cloud.host.tab_png_info import png_info_tab
 from sd_cloud.host.tab_settings import settings_tab
+from sd_cloud.settings import Settings
 
 #: Fonts of the system: the default theme's would come from a font service.
 _FONT = ("system-ui", "-apple-system", "Noto Sans CJK SC", "Microsoft YaHei", "sans-serif")
@@ -26,11 +32,23 @@ _CSS = """
 """
 
 
+#: What gradio serves beside the page itself; with ``--gradio-auth`` its own log-in guards all of it.
+_PAGE_PATHS = ("/", *(f"/{name}" for name in INTERNAL_ROUTES), *(f"/{name}/" for name in INTERNAL_ROUTES))
+
+#: How often it is looked whether the service is stopping.
+LOOK_SECONDS = 0.2
+
+
+def open_paths(settings: Settings) -> tuple[str, ...]:
+    """Paths that the access gate leaves to gradio's own log-in: all of the page's, if there is one."""
+    return _PAGE_PATHS if settings.gradio_auth else ()
+
+
 def mount(app: FastAPI, page: Page) -> FastAPI:
     """Put the pages at ``/``. Everything else must hang on the app by now: this takes all the rest."""
     settings = page.settings
     theme = gr.themes.Default(font=list(_FONT), font_mono=list(_MONO))
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app,
         blocks(page),
         path="/",
@@ -47,6 +65,28 @@ def mount(app: FastAPI, page: Page) -> FastAPI:
         max_file_size=settings.fetch.limit_bytes,
         show_error=True,
     )
+    _hang_up_with_the_service(app, page)
+    return app
+
+
+def _hang_up_with_the_service(app: FastAPI, page: Page) -> None:
+    """End each open page's standing connection once the service stops; the server waits for them."""
+    [gradio] = [route.app for route in app.router.routes if isinstance(route, Mount)]
+    inner = app.router.lifespan_context
+
+    async def hang_up() -> None:
+        while not page.service.closing:  # noqa: ASYNC110 - the service announces it to nobody
+            await asyncio.sleep(LOOK_SECONDS)
+        gradio.stop_event.set()  # type: ignore[attr-defined]
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[object]:
+        async with inner(app) as state:
+            watch = asyncio.create_task(hang_up())
+            yield state
+            watch.cancel()
+
+    app.router.lifespan_context = lifespan
 
 
 def blocks(page: Page) -> gr.Blocks:
