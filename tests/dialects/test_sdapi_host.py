@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -98,3 +99,18 @@ async def test_prompt_styles_are_read_from_the_file_as_it_is_now(world: Native) 
     assert await world.get("prompt-styles") == []
     (world.settings.data_dir / "styles.csv").write_text("name,prompt,negative_prompt\nink,ink,\n")
     assert await world.get("prompt-styles") == [{"name": "ink", "prompt": "ink", "negative_prompt": ""}]
+
+
+async def test_the_service_is_stopped_over_the_api_only_where_the_flag_allows_it(tmp_path: Path) -> None:
+    stopped: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    try:
+        async with native(tmp_path / "without") as world:
+            assert (await world.post("server-stop")).status_code == 404
+        async with native(tmp_path / "with", api_server_stop=True) as world:
+            assert (await world.post("server-restart")).status_code == 501
+            assert stopped == []
+            assert (await world.post("server-stop")).status_code == 200
+        assert stopped == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,6 +62,13 @@ def add_host_routes(routes: APIRouter, service: Service, options: Options, setti
         ("/reload-checkpoint", host.reloadapi),
     ):
         add(path, endpoint, methods=["POST"])
+    if settings.api_server_stop:
+        for path, endpoint in (
+            ("/server-kill", host.kill_webui),
+            ("/server-restart", host.restart_webui),
+            ("/server-stop", host.stop_webui),
+        ):
+            add(path, endpoint, methods=["POST"])
     for path, endpoint, answers in (
         ("/create/embedding", host.create_embedding, models.CreateResponse),
         ("/create/hypernetwork", host.create_hypernetwork, models.CreateResponse),
@@ -153,6 +162,20 @@ class _Host:
 
     async def reloadapi(self) -> Response:
         raise _no("reloading a checkpoint by hand: the engine loads what each request asks for")
+
+    async def kill_webui(self) -> Response:
+        return self._stop()
+
+    async def stop_webui(self) -> Response:
+        return self._stop()
+
+    def _stop(self) -> Response:
+        """The orderly way, as for any other who wants this process to end."""
+        os.kill(os.getpid(), signal.SIGTERM)
+        return answer("Stopping.")
+
+    async def restart_webui(self) -> Response:
+        raise _no("way to start itself again: stop it, and let its supervisor start it")
 
     async def create_embedding(self, args: dict[str, Any]) -> Response:
         raise _no("training: embeddings are made elsewhere and put into embeddings/")
