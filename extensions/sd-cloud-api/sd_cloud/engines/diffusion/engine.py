@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -10,6 +12,7 @@ from sd_cloud.engines.base import Control, Report, Worker
 from sd_cloud.engines.diffusion.extras import run_extras
 from sd_cloud.engines.diffusion.job_run import JobRun
 from sd_cloud.engines.diffusion.placement import placement_for
+from sd_cloud.engines.diffusion.scripts_run import asks_for_script, run_script
 from sd_cloud.engines.diffusion.workshop import Workshop
 from sd_cloud.errors import EngineFailed, OutOfMemory, ServiceError
 from sd_cloud.job import Job, Outcome
@@ -31,8 +34,17 @@ class DiffusionWorker:
                 return run_extras(
                     job, report, control, settings=self.workshop.settings, device=self.workshop.device
                 )
+            if job.kind in ("txt2img", "img2img") and asks_for_script(job):
+                return run_script(
+                    job,
+                    report,
+                    control,
+                    lambda part, marks, heard: self._make(part, heard, control, marks),
+                    settings=self.workshop.settings,
+                    device=self.workshop.device,
+                )
             if job.kind in ("txt2img", "img2img"):
-                return JobRun(self.workshop, job, report, control).run()
+                return self._make(job, report, control, {})
             raise EngineFailed(f"jobs of kind {job.kind!r} are not the engine's")
         except ServiceError:
             raise
@@ -46,6 +58,12 @@ class DiffusionWorker:
         except Exception as error:  # whatever a library raises, the next job is to be served
             failure = self._failed(job, error)
         raise failure
+
+    def _make(self, job: Job, report: Report, control: Control, marks: Mapping[str, Any]) -> Outcome:
+        """``marks`` stand first among what the infotext says beside the request."""
+        one = JobRun(self.workshop, job, report, control)
+        one.marks |= marks
+        return one.run()
 
     def _out_of_memory(self, job: Job, error: BaseException) -> OutOfMemory:
         log.warning("job %s ran out of memory: %s", job.id, error)

@@ -1,0 +1,80 @@
+"""Loopback: img2img again and again on its own result, the denoising strength moving along a curve."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from PIL import Image
+
+from sd_cloud.engines.diffusion.scripts_run import Argument, Script, Session, encoded, image_of
+from sd_cloud.errors import NotImplementedHere
+from sd_cloud.job import Picture
+
+ORIGINAL = 1  # inpainting_fill: what is masked starts as it is
+CURVES = ("Aggressive", "Linear", "Lazy")
+
+
+def loopback(session: Session) -> tuple[list[Picture], Image.Image | None]:
+    """Pictures of all loops, or with several batches the last of each; a grid of them in one row."""
+    loops, final = int(session.values["loops"]), float(session.values["final_denoising_strength"])
+    curve, interrogation = session.values["denoising_curve"], session.values["append_interrogation"]
+    if interrogation != "None":
+        raise NotImplementedHere(
+            "prompts are not interrogated by this engine; send 'None'", field="script_args[3]"
+        )
+    batches = session.whole("n_iter", 1)
+    given = session.payload.get("denoising_strength")
+    first = 0.75 if given is None else float(given)
+    session.source()
+    session.count = loops * batches
+    seed, subseed = session.fixed_seed("seed"), session.fixed_seed("subseed")
+    marks = {"Final denoising strength": final, "Denoising curve": curve}
+    made: list[Picture] = []
+    for _ in range(batches):
+        changes: dict[str, Any] = {}
+        last: Picture | None = None
+        for loop in range(loops):
+            strength = strength_at(loop, loops, first, final, curve)
+            found = session.run(
+                marks, batch_size=1, seed=seed, subseed=subseed, denoising_strength=strength, **changes
+            )
+            if session.stopped or session.skipped or not found:
+                break
+            seed += 1
+            last = found[0]
+            changes = {"init_images": [encoded(image_of(last))], "inpainting_fill": ORIGINAL}
+            if batches == 1:
+                made.append(last)
+        if session.stopped:
+            break
+        if batches > 1 and last is not None and not session.skipped:
+            made.append(last)
+    grid = None
+    if len(made) > 1 and session.options.flag("return_grid"):
+        grid = session.sheet([image_of(one) for one in made], rows=1)
+    return made, grid
+
+
+def strength_at(loop: int, loops: int, first: float, final: float, curve: str) -> float:
+    """The denoising strength of a loop, counted from 0: from ``first`` on the way to ``final``."""
+    if loops == 1 or loop == 0:
+        return first
+    progress = loop / (loops - 1)
+    if curve == "Aggressive":
+        progress = math.sin(progress * math.pi * 0.5)
+    elif curve == "Lazy":
+        progress = 1 - math.cos(progress * math.pi * 0.5)
+    return first + (final - first) * progress
+
+
+LOOPBACK = Script(
+    "Loopback",
+    (
+        Argument("loops", 4, "number", 1, 32),
+        Argument("final_denoising_strength", 0.5, "number", 0, 1),
+        Argument("denoising_curve", "Linear", "choice", choices=CURVES),
+        Argument("append_interrogation", "None", "choice", choices=("None", "CLIP", "DeepBooru")),
+    ),
+    loopback,
+)

@@ -1,0 +1,237 @@
+"""The webui's built-in img2img scripts: ``script_name`` and ``script_args`` of a request.
+
+A script makes its pictures by several ordinary img2img jobs. What each does, its arguments and
+what it writes follow ``scripts/*.py`` of webui 1.10.1.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from sd_cloud.engines.base import Control, Report
+from sd_cloud.engines.diffusion import pictures
+from sd_cloud.engines.diffusion.options import Options
+from sd_cloud.errors import BadRequest, Cancelled
+from sd_cloud.job import Job, Outcome, Picture, Progress
+from sd_cloud.settings import Settings
+
+SEEDS = 4294967294
+
+Make = Callable[[Job, Mapping[str, Any], Report], Outcome]
+"""Runs one img2img job, with what is to stand first in its ``extra_generation_params``."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One of a script's arguments. ``kind``: ``number``, ``choice``, ``choices`` or ``free``."""
+
+    name: str
+    default: Any
+    kind: str = "free"
+    low: float = 0.0
+    high: float = 0.0
+    choices: tuple[str, ...] = ()
+
+
+@dataclass
+class Session:
+    """A script at work: its job, and the ordinary jobs it has run so far.
+
+    ``values`` are its arguments by name. ``count`` is how many jobs it will run, for progress.
+    """
+
+    job: Job
+    values: Mapping[str, Any]
+    make: Make
+    report: Report
+    control: Control
+    settings: Settings
+    device: torch.device | str
+    count: int = 1
+    done: int = 0
+    outcomes: list[Outcome] = field(default_factory=list)
+    options: Options = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.options = Options(self.job)
+
+    @property
+    def payload(self) -> Mapping[str, Any]:
+        return self.job.payload
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a person asked to stop; raises Cancelled when nothing is to be kept."""
+        if self.control.verdict == "cancel":
+            raise Cancelled("the task was cancelled while it ran")
+        return self.control.verdict == "interrupt"
+
+    @property
+    def skipped(self) -> bool:
+        return self.control.verdict == "skip"
+
+    def source(self) -> Image.Image:
+        """The first of ``init_images``. Raises BadRequest."""
+        images = self.payload.get("init_images")
+        if isinstance(images, str):
+            images = [images]
+        if not isinstance(images, list) or not images or not isinstance(images[0], str):
+            raise BadRequest("must be a list of pictures in base64, at least one", field="init_images")
+        return pictures.decode_picture(images[0], "init_images[0]")
+
+    def whole(self, name: str, default: int) -> int:
+        value = self.payload.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+            raise BadRequest(f"must be a whole number, not {value!r:.80}", field=name)
+        return int(value)
+
+    def fixed_seed(self, name: str) -> int:
+        """The request's seed, or one drawn now for -1."""
+        seed = self.whole(name, -1)
+        return random.randrange(SEEDS) if seed == -1 else seed
+
+    def run(self, marks: Mapping[str, Any], **changes: Any) -> list[Picture]:
+        """One img2img job with these fields changed; its pictures, without grid and maps."""
+        payload = {**self.payload, "script_name": None, "script_args": [], "n_iter": 1, "save_images": False}
+        job = replace(self.job, payload={**payload, **changes})
+        outcome = self.make(job, marks, self._counted)
+        self.outcomes.append(outcome)
+        self.done += 1
+        return list(outcome.of_role("image"))
+
+    def _counted(self, progress: Progress) -> None:
+        self.report(replace(progress, job_no=self.done, job_count=max(self.count, self.done + 1)))
+
+    def outcome(self, made: Sequence[Picture], *, grid: Image.Image | None = None, seconds: float) -> Outcome:
+        """The script's pictures; ``info`` is the first job's, with its text for every picture."""
+        first, last = self.outcomes[0].info, self.outcomes[-1].info
+        text = str(first["infotexts"][0])
+        sheet = [Picture(grid, "grid", first["seed"], first["subseed"], text)] if grid is not None else []
+        shown = [*sheet, *made]
+        return Outcome(
+            pictures=tuple(shown),
+            info={
+                **last,
+                "seed": first["seed"],
+                "subseed": -1,
+                "index_of_first_image": 0,
+                "infotexts": [text] * len(shown),
+            },
+            interrupted=self.stopped,
+            seconds=seconds,
+        )
+
+    def sheet(self, images: Sequence[Image.Image], *, rows: int | None = None) -> Image.Image:
+        """All pictures in one, by the webui's grid options."""
+        options = self.options
+        return pictures.grid(
+            images,
+            1,
+            rows=options.whole("n_rows") if rows is None else rows,
+            no_gaps=options.flag("grid_prevent_empty_spots"),
+            background=options.text("grid_background_color"),
+        )
+
+
+@dataclass(frozen=True)
+class Script:
+    """``body`` runs the script; ``arguments`` in the order of ``script_args``."""
+
+    title: str
+    arguments: tuple[Argument, ...]
+    body: Callable[[Session], tuple[list[Picture], Image.Image | None]]
+
+
+def scripts() -> Mapping[str, Script]:
+    """All scripts, by their names in lower case."""
+    from sd_cloud.engines.diffusion.scripts_loopback import LOOPBACK
+    from sd_cloud.engines.diffusion.scripts_outpainting import OUTPAINTING
+    from sd_cloud.engines.diffusion.scripts_upscale import SD_UPSCALE
+
+    return {one.title.lower(): one for one in (OUTPAINTING, SD_UPSCALE, LOOPBACK)}
+
+
+def asks_for_script(job: Job) -> bool:
+    name = job.payload.get("script_name")
+    return bool(name) and str(name).lower() != "none"
+
+
+def run_script(
+    job: Job, report: Report, control: Control, make: Make, *, settings: Settings, device: torch.device | str
+) -> Outcome:
+    """Run the script a job asks for.
+
+    Raises BadRequest for an unknown script or argument (naming it), Cancelled, and what ``make``
+    and the script raise.
+    """
+    began = time.monotonic()
+    name = job.payload["script_name"]
+    script = scripts().get(str(name).lower())
+    if script is None or job.kind != "img2img":
+        there = ", ".join(one.title for one in scripts().values())
+        raise BadRequest(f"{name!r} is no script of {job.kind}; img2img has: {there}", field="script_name")
+    values = read_arguments(script, job.payload.get("script_args"))
+    session = Session(job, values, make, report, control, settings, device)
+    made, grid = script.body(session)
+    if not session.outcomes:
+        raise Cancelled("the task was stopped before its first picture")
+    return session.outcome(made, grid=grid, seconds=time.monotonic() - began)
+
+
+def read_arguments(script: Script, sent: Any) -> dict[str, Any]:
+    """``script_args`` by name; what is not sent or null has the webui's default. Raises BadRequest."""
+    given = [] if sent is None else sent
+    if not isinstance(given, list):
+        raise BadRequest("must be a list", field="script_args")
+    if len(given) > len(script.arguments):
+        names = ", ".join(one.name for one in script.arguments)
+        raise BadRequest(
+            f"{script.title} takes {len(script.arguments)} arguments ({names}), not {len(given)}",
+            field="script_args",
+        )
+    padded = [*given, *[None] * (len(script.arguments) - len(given))]
+    return {
+        one.name: one.default if value is None else _checked(one, value, f"script_args[{place}]")
+        for place, (one, value) in enumerate(zip(script.arguments, padded, strict=True))
+    }
+
+
+def _checked(argument: Argument, value: Any, where: str) -> Any:
+    name = f"{argument.name}: "
+    if argument.kind == "number":
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise BadRequest(f"{name}{value!r:.80} is not a number", field=where)
+        if not argument.low <= value <= argument.high:
+            raise BadRequest(f"{name}{value} is not from {argument.low:g} to {argument.high:g}", field=where)
+    elif argument.kind == "choice" and value not in argument.choices:
+        raise BadRequest(f"{name}{value!r:.80} is none of {', '.join(argument.choices)}", field=where)
+    elif argument.kind == "choices" and not _all_among(value, argument.choices):
+        raise BadRequest(f"{name}must be a list of some of {', '.join(argument.choices)}", field=where)
+    return value
+
+
+def _all_among(values: Any, choices: tuple[str, ...]) -> bool:
+    return isinstance(values, list) and all(value in choices for value in values)
+
+
+def encoded(image: Image.Image) -> str:
+    """A picture as a request carries it: PNG in base64."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def image_of(picture: Picture) -> Image.Image:
+    assert picture.image is not None
+    return picture.image
