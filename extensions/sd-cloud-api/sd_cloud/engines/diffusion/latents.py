@@ -34,7 +34,7 @@ class Coder:
         """
         if bool(latents.isnan().all()):
             raise EngineFailed("the U-Net gave nothing but NaN; --no-half may help with this checkpoint")
-        return [self._decode_one(latent) for latent in latents.split(1)]
+        return [self._decode_one(latent) for latent in _singly(latents)]
 
     def _decode_one(self, latent: Tensor) -> Tensor:
         pixels = self._through(latent)
@@ -54,7 +54,7 @@ class Coder:
         """[B, 3, H, W] in -1..1 to latents [B, C, h, w]; ``source`` draws the VAE's own noise."""
         parameter = next(self.vae.parameters())
         latents = []
-        for one in pixels.split(1):
+        for one in _singly(pixels):
             spread = self.vae.encode(one.to(parameter)).latent_dist
             noise = source.randn(spread.mean.shape).to(spread.mean)
             latents.append((spread.mean + spread.std * noise - self._shift) * self._scale)
@@ -64,7 +64,7 @@ class Coder:
     def encode_mean(self, pixels: Tensor) -> Tensor:
         """As :meth:`encode`, without noise."""
         parameter = next(self.vae.parameters())
-        means = [self.vae.encode(one.to(parameter)).latent_dist.mean for one in pixels.split(1)]
+        means = [self.vae.encode(one.to(parameter)).latent_dist.mean for one in _singly(pixels)]
         shifted: Tensor = (torch.cat(means) - self._shift) * self._scale
         return shifted.float()
 
@@ -84,3 +84,7 @@ def to_unit(images: Sequence[Image.Image]) -> Tensor:
     """Pictures of one size to [B, 3, H, W] in 0..1."""
     arrays = [np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0 for image in images]
     return torch.from_numpy(np.stack([array.transpose(2, 0, 1) for array in arrays]))
+
+
+def _singly(batch: Tensor) -> list[Tensor]:
+    return [batch[i : i + 1] for i in range(batch.shape[0])]

@@ -114,4 +114,5 @@ def _decomposed(change: Tensor, weight: Tensor, magnitude: Tensor) -> Tensor:
     merged = weight.float() + change
     norms = merged.transpose(0, 1).flatten(1).norm(dim=1)
     norms = norms.reshape(1, -1, *[1] * (merged.ndim - 2))
-    return merged * (magnitude / norms) - weight.float()
+    change = merged * (magnitude / norms) - weight.float()
+    return change

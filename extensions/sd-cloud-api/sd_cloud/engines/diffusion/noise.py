@@ -129,7 +129,8 @@ def blend_on_sphere(amount: float, low: Tensor, high: Tensor) -> Tensor:
     sine = omega.sin()
     weight_low = (((1.0 - amount) * omega).sin() / sine).unsqueeze(1)
     weight_high = ((amount * omega).sin() / sine).unsqueeze(1)
-    return weight_low * low + weight_high * high
+    blended: Tensor = weight_low * low + weight_high * high
+    return blended
 
 
 class BatchNoise:
@@ -141,8 +142,8 @@ class BatchNoise:
         seeds: Sequence[int],
         kind: RandomKind,
         *,
-        variation: Variation = Variation(),  # noqa: B008 - frozen
-        seed_size: SeedSize = SeedSize(),  # noqa: B008 - frozen
+        variation: Variation = Variation(),
+        seed_size: SeedSize = SeedSize(),
         seed_delta: int = 0,
     ) -> None:
         self._shape = tuple(int(side) for side in shape)

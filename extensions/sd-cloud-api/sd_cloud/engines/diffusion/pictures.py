@@ -24,7 +24,7 @@ def decode_picture(text: str, field: str) -> Image.Image:
     """A picture from base64 (a data URL too), turned as its EXIF says. Raises BadRequest."""
     body = text.split(",", 1)[1] if text.startswith("data:") else text
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(body, validate=False)))
+        image: Image.Image = Image.open(io.BytesIO(base64.b64decode(body, validate=False)))
         image.load()
     except (binascii.Error, ValueError, OSError, SyntaxError) as error:
         raise BadRequest(f"is not a picture in base64 ({error})"[:200], field=field) from error
@@ -198,7 +198,9 @@ def colour_target(image: Image.Image) -> NDArray[np.uint8]:
 def match_colours(target: NDArray[np.uint8], image: Image.Image) -> Image.Image:
     """The picture with each LAB channel's histogram matched to the target's, its luminosity kept."""
     lab = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2LAB)
-    matched = np.stack([_match_histogram(lab[..., c], target[..., c]) for c in range(3)], axis=-1)
+    matched = np.stack(
+        [_match_histogram(lab[..., c].astype(np.uint8), target[..., c]) for c in range(3)], axis=-1
+    )
     recoloured = cv2.cvtColor(matched.astype(np.uint8), cv2.COLOR_LAB2RGB)
     return with_luminosity(Image.fromarray(recoloured.astype(np.uint8)), image)
 
@@ -227,7 +229,7 @@ def with_luminosity(colours: Image.Image, light: Image.Image) -> Image.Image:
 
 
 def _luminosity(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (pixels @ np.array([0.3, 0.59, 0.11]))[..., None]
+    return np.asarray(pixels @ np.array([0.3, 0.59, 0.11]), dtype=np.float64)[..., None]
 
 
 # --- the grid -------------------------------------------------------------------------------------

@@ -200,13 +200,13 @@ class Sampling:
         eta = 1.0
         if name not in samplers.WITHOUT_ETA:
             eta = self._eta("eta_ancestral", 1.0, "Eta")
-        return SamplerKnobs(
+        knobs = SamplerKnobs(
             noise=self.noise.draw,
             between=self._between(x, sigmas),
             eta=eta,
             second_form=self.plan.sampler.options.get("solver_type") == "heun",
-            **_churn(name, self.plan.knobs, options, self.marks),
         )
+        return _churned(knobs, name, self.plan.knobs, options, self.marks)
 
     def _between(self, x: Tensor, sigmas: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         if not self.plan.sampler.options.get("brownian_noise"):
@@ -290,20 +290,25 @@ class Sampling:
             return self.guided.last_latent
 
 
-def _churn(name: str, knobs: Knobs, options: Options, marks: Marks) -> dict[str, float]:
+def _churned(
+    sampler_knobs: SamplerKnobs, name: str, knobs: Knobs, options: Options, marks: Marks
+) -> SamplerKnobs:
     """``s_churn`` and its kind: the request's, but an option that is not at its default wins."""
-    if name not in samplers.NOISE_SCALED:
-        return {}
-    found = {"s_noise": knobs.s_noise}
     if name in samplers.CHURNED:
-        found |= {"s_churn": knobs.s_churn, "s_tmin": knobs.s_tmin, "s_tmax": knobs.s_tmax}
-    defaults = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
-    labels = {"s_churn": "churn", "s_tmin": "tmin", "s_tmax": "tmax", "s_noise": "noise"}
-    for key in ("s_churn", "s_tmin", "s_tmax", "s_noise"):
-        if key not in found:
-            continue
-        value = options.number(key) or (math.inf if key == "s_tmax" else 0.0)
-        if value != defaults[key]:
-            found[key] = value
-            marks[f"Sigma {labels[key]}"] = value
-    return found
+        churn, low = options.number("s_churn"), options.number("s_tmin")
+        high = options.number("s_tmax") or math.inf
+        for label, value, default in (("churn", churn, 0.0), ("tmin", low, 0.0), ("tmax", high, math.inf)):
+            if value != default:
+                marks[f"Sigma {label}"] = value
+        sampler_knobs = replace(
+            sampler_knobs,
+            s_churn=churn or knobs.s_churn,
+            s_tmin=low or knobs.s_tmin,
+            s_tmax=knobs.s_tmax if high == math.inf else high,
+        )
+    if name not in samplers.NOISE_SCALED:
+        return sampler_knobs
+    own = options.number("s_noise")
+    if own != 1.0:
+        marks["Sigma noise"] = own
+    return replace(sampler_knobs, s_noise=knobs.s_noise if own == 1.0 else own)

@@ -66,7 +66,8 @@ class TextEncoder:
             count = min(room, one.vectors.shape[0])
             tokens[one.row, one.offset + 1 : one.offset + 1 + count] = one.vectors[:count].to(tokens)
         positions: Tensor = embeddings.position_embedding.weight[: ids.shape[1]]
-        return tokens + positions
+        embedded: Tensor = tokens + positions
+        return embedded
 
     def continue_from(self, states: Tensor, first: int, last: int) -> Tensor:
         """Run layers ``first`` to ``last`` (exclusive) on hidden states."""

@@ -22,4 +22,4 @@ def circular(modules: tuple[nn.Module, ...], wanted: bool) -> Iterator[None]:
         yield
     finally:
         for layer, mode in changed:
-            layer.padding_mode = mode  # type: ignore[assignment]
+            layer.padding_mode = mode

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -142,15 +144,13 @@ def restart(denoise: Denoise, x: Tensor, sigmas: Tensor, knobs: Knobs) -> Tensor
 
     Heun steps; from 20 steps on, some of them are spent on going back from 0.1 to 2 in noise.
     """
-    step = 0
     last: Tensor | None = None
-    for sigma, target in _restarted(sigmas):
+    for step, (sigma, target) in enumerate(_restarted(sigmas)):
         if last is not None and last < sigma:
             x = x + knobs.noise() * knobs.s_noise * (sigma**2 - last**2) ** 0.5
         denoised = at(denoise, x, sigma)
         knobs.on_step(step)
         x = _heun_step(denoise, x, sigma, target, denoised)
-        step += 1
         last = target
     return x
 
@@ -159,7 +159,7 @@ def _restarted(sigmas: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The steps, with the repeated stretch put in where it belongs."""
     steps = len(sigmas) - 1
     if steps < 20:
-        return list(zip(sigmas[:-1], sigmas[1:], strict=True))
+        return list(itertools.pairwise(sigmas))
     stretch, times = (steps // 4, 2) if steps >= 36 else (9, 1)
     sigmas = _karras(steps - stretch * times, float(sigmas[-2]), float(sigmas[0]))
     low = int(torch.argmin((sigmas - 0.1).abs()))
@@ -169,7 +169,7 @@ def _restarted(sigmas: Tensor) -> list[tuple[Tensor, Tensor]]:
         high = int(torch.argmin((sigmas - 2).abs()))
         if i + 1 == low and high < low:
             again = _karras(stretch + 1, float(sigmas[low]), float(sigmas[high]))[:-1]
-            pairs += list(zip(again[:-1], again[1:], strict=True)) * times
+            pairs += list(itertools.pairwise(again)) * times
     return pairs
 
 
