@@ -263,6 +263,14 @@ def test_samplers_and_schedulers_are_the_webuis_word_for_word(settings: Settings
     assert schedulers == answer("schedulers")
 
 
+def test_every_listed_sampler_and_scheduler_is_there_and_no_other() -> None:
+    from sd_cloud.engines.diffusion.noise_levels import SCHEDULES
+    from sd_cloud.engines.diffusion.samplers import BY_NAME, TIMESTEP_SAMPLERS
+
+    assert {one.name for one in catalogue.SAMPLERS} == {*BY_NAME, *TIMESTEP_SAMPLERS}
+    assert {one.name for one in catalogue.SCHEDULERS} == {"automatic", *SCHEDULES}
+
+
 def test_a_hash_is_computed_once_and_again_when_the_file_changes(tmp_path: Path) -> None:
     file = tmp_path / "model.ckpt"
     file.write_bytes(b"one")
