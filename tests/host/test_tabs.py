@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sd_cloud.host.i18n import WORDS
+from sd_cloud.host.tab_making_form import mask_of
 from tests.dialects.sdapi_world import Native, native
 from tests.host.page_world import Browser
 
@@ -64,6 +66,28 @@ async def test_an_infotext_in_the_prompt_fills_in_the_form(world: Native) -> Non
     assert filled["txt2img_prompt"] == "a dog" and filled["txt2img_neg_prompt"] == "cat"
     assert (filled["txt2img_width"], filled["txt2img_height"], filled["txt2img_seed"]) == (72, 80, 9)
     assert filled["txt2img_sampling"] == "DDIM"
+
+
+async def test_an_enabled_controlnet_unit_goes_where_the_extension_takes_it(world: Native) -> None:
+    browser = await Browser.opened(world)
+    await browser.result("txt2img_generate", **SMALL)
+    assert world.job.payload["alwayson_scripts"] == {}
+    await browser.result("txt2img_generate", txt2img_controlnet=True, **SMALL)
+    [unit] = world.job.payload["alwayson_scripts"]["controlnet"]["args"]
+    assert (unit["module"], unit["weight"], unit["control_mode"]) == ("none", 1, "Balanced")
+
+
+async def test_a_lora_is_put_into_the_prompt(world: Native) -> None:
+    browser = await Browser.opened(world)
+    written = await browser.result("txt2img_lora", "input", txt2img_prompt="a cat", txt2img_lora="style")
+    assert written == {"txt2img_prompt": "a cat, <lora:style:1>", "txt2img_lora": None}
+
+
+def test_what_is_painted_over_is_white_in_the_mask() -> None:
+    layer = Image.new("RGBA", (4, 2))
+    layer.putpixel((3, 1), (0, 0, 0, 128))
+    mask = mask_of({"background": Image.new("RGB", (4, 2)), "layers": [layer]})
+    assert [mask.getpixel((x, 1)) for x in range(4)] == [0, 0, 0, 255]
 
 
 async def test_img2img_without_a_picture_is_told_so(world: Native) -> None:

@@ -240,7 +240,7 @@ def _check_scripts(kind: Kind, payload: dict[str, Any], catalogue: Catalogue) ->
             raise BadRequest("Cannot have a selectable script in the always on scripts params", field=field)
         if name.lower() not in (*ALWAYS_ON, CONTROLNET):
             raise _no_script(f"Always on script {name}", name, {*ALWAYS_ON, CONTROLNET}, field)
-        if not isinstance(given, Mapping):
+        if not isinstance(given, Mapping) and name.lower() != CONTROLNET:  # which has its own rules
             raise BadRequest('expected an object such as {"args": []}', field=field)
 
 

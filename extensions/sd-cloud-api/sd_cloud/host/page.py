@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -22,6 +22,14 @@ class NativeJob(Protocol):
     """Makes the job of a native request. Raises a ServiceError for a name that is not there."""
 
     async def __call__(self, kind: Kind, payload: Mapping[str, Any], *, owner: str) -> Job: ...
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A list to choose from, and what is in it now."""
+
+    dropdown: gr.Dropdown
+    choices: Callable[[], list[str]]
 
 
 @dataclass(frozen=True)

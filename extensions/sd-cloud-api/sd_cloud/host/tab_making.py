@@ -6,6 +6,7 @@ import asyncio
 import html
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -21,6 +22,8 @@ from sd_cloud.job import Kind, Outcome, Progress
 
 #: How often a page that waits is told how far its job is.
 TELL_SECONDS = 0.5
+#: The longer side that a preview is shown at, about.
+PREVIEW_PIXELS = 384
 
 _MODELS = {"txt2img": StableDiffusionProcessingTxt2Img, "img2img": StableDiffusionProcessingImg2Img}
 
@@ -81,7 +84,7 @@ def making_tab(kind: Kind, page: Page, checkpoint: gr.Dropdown, vae: gr.Dropdown
             fields = form(kind, page, prompt, negative)
         with gr.Column():
             preview = gr.Image(
-                label=word("preview"), visible=False, interactive=False, format="jpeg", buttons=[]
+                label=word("preview"), visible=False, interactive=False, format="jpeg", buttons=[], height=320
             )
             gallery = gr.Gallery(
                 label=word("gallery"),
@@ -150,7 +153,7 @@ class _Tab:
             preview: Any = gr.skip()
             if progress is not None and progress.preview is not None and progress.preview is not seen:
                 seen = progress.preview
-                preview = gr.Image(value=seen, visible=True)
+                preview = gr.Image(value=_larger(seen), visible=True)
             status = _status(progress, service.seconds_running(task_id))
             yield [gr.skip(), preview, status, gr.skip(), gr.skip(), gr.skip()]
 
@@ -160,7 +163,7 @@ class _Tab:
             if picture.image is not None:
                 image = picture.image.copy()
                 image.info["parameters"] = picture.infotext
-                pictures.append((image, picture.path))
+                pictures.append((image, Path(picture.path).name if picture.path else None))
         infotext = next((p.infotext for p in outcome.pictures if p.infotext), "")
         seed = next((p.seed for p in outcome.pictures if p.seed is not None), -1)
         failed = [p.error for p in outcome.pictures if p.error]
@@ -190,6 +193,12 @@ def pasted(kind: Kind, fields: Form, infotext: str) -> list[Any]:
     except BadRequest as error:
         raise told(error) from None
     return [said.get(name, gr.skip()) for name in fields.names]
+
+
+def _larger(preview: Image.Image) -> Image.Image:
+    """A preview is as small as the latent it shows."""
+    scale = max(1, PREVIEW_PIXELS // max(preview.size))
+    return preview.resize((preview.width * scale, preview.height * scale), Image.Resampling.BICUBIC)
 
 
 def _status(progress: Progress | None, seconds: float) -> str:

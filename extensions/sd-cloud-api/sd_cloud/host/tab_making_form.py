@@ -14,7 +14,8 @@ from PIL import Image
 from sd_cloud.dialects.sdapi_checks import LATENT_UPSCALE_MODES
 from sd_cloud.engines.diffusion.styles import read_styles
 from sd_cloud.host.i18n import word
-from sd_cloud.host.page import Page, as_base64
+from sd_cloud.host.page import Fresh, Page, as_base64
+from sd_cloud.host.tab_making_networks import controlnet_fields, prompt_pickers, with_unit
 from sd_cloud.job import Kind
 
 #: Fields of the form that are pictures; `Form.request` turns them into base64.
@@ -27,6 +28,7 @@ class Form:
 
     by_name: Mapping[str, Component]
     reuse_seed: gr.Button
+    fresh: tuple[Fresh, ...]
     source: gr.Image | None = None
 
     def __getitem__(self, name: str) -> Component:
@@ -42,7 +44,7 @@ class Form:
 
     def request(self, values: Sequence[Any]) -> dict[str, Any]:
         """The native request that the values of :attr:`components` say."""
-        body = dict(zip(self.names, values, strict=True))
+        body = with_unit(dict(zip(self.names, values, strict=True)))
         edited, source = body.pop(EDITED, None), body.pop(SOURCE, None)
         if self.source is None:
             return body
@@ -82,8 +84,12 @@ def form(kind: Kind, page: Page, prompt: Component, negative: Component) -> Form
     if kind == "img2img":
         _inpainting(fields)
     reuse = _seeds(fields, kind)
-    _refiner(fields, page)
-    return Form(fields, reuse, source)
+    fresh = [
+        _refiner(fields, page),
+        *prompt_pickers(page, kind, prompt),
+        controlnet_fields(fields, page, kind),
+    ]
+    return Form(fields, reuse, tuple(fresh), source)
 
 
 def _pictures(fields: dict[str, Component]) -> gr.Image:
@@ -201,9 +207,12 @@ def _seeds(fields: dict[str, Component], kind: Kind) -> gr.Button:
     return reuse
 
 
-def _refiner(fields: dict[str, Component], page: Page) -> None:
+def _refiner(fields: dict[str, Component], page: Page) -> Fresh:
+    def checkpoints() -> list[str]:
+        return ["None", *page.checkpoints()]
+
     with gr.Accordion(word("refiner"), open=False), gr.Row():
-        fields["refiner_checkpoint"] = gr.Dropdown(
-            ["None", *page.checkpoints()], value="None", label=word("checkpoint")
-        )
+        refiner = gr.Dropdown(checkpoints(), value="None", label=word("checkpoint"))
+        fields["refiner_checkpoint"] = refiner
         fields["refiner_switch_at"] = gr.Slider(0.01, 1, 0.8, step=0.01, label=word("switch_at"))
+    return Fresh(refiner, checkpoints)

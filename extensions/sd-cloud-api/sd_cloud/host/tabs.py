@@ -16,7 +16,7 @@ from gradio.routes import INTERNAL_ROUTES
 from starlette.routing import Mount
 
 from sd_cloud.host.i18n import I18N, word
-from sd_cloud.host.page import Page
+from sd_cloud.host.page import Fresh, Page
 from sd_cloud.host.tab_extras import extras_tab
 from sd_cloud.host.tab_making import MakingTab, making_tab
 from sd_cloud.host.tab_png_info import png_info_tab
@@ -118,7 +118,8 @@ def blocks(page: Page) -> gr.Blocks:
         for tab in made.values():
             tab.send_from_gallery(tabs, made["img2img"].source, "img2img", "send_img2img")
             tab.send_from_gallery(tabs, extras_picture, "extras", "send_extras")
-        _keep_lists_fresh(whole, page, checkpoint, vae, refresh)
+        lists = [fresh for tab in made.values() for fresh in tab.form.fresh]
+        _keep_lists_fresh(whole, page, checkpoint, vae, refresh, lists)
     return whole
 
 
@@ -129,21 +130,28 @@ def _shown(page: Page) -> set[str]:
 
 
 def _keep_lists_fresh(
-    whole: gr.Blocks, page: Page, checkpoint: gr.Dropdown, vae: gr.Dropdown, refresh: gr.Button
+    whole: gr.Blocks,
+    page: Page,
+    checkpoint: gr.Dropdown,
+    vae: gr.Dropdown,
+    refresh: gr.Button,
+    others: list[Fresh],
 ) -> None:
-    def lists(chosen: str | None, chosen_vae: str | None) -> tuple[gr.Dropdown, gr.Dropdown]:
+    def lists(chosen: str | None, chosen_vae: str | None) -> list[gr.Dropdown]:
         """The catalogue as it is now; a choice that is still there stays."""
         titles, vaes = page.checkpoints(), page.vaes()
         kept = page.service.catalogue().checkpoint(chosen) if chosen else None
-        return (
+        return [
             gr.Dropdown(choices=titles, value=kept.title if kept else page.checkpoint()),
             gr.Dropdown(choices=vaes, value=chosen_vae if chosen_vae in vaes else page.options["sd_vae"]),
-        )
+            *(gr.Dropdown(choices=other.choices()) for other in others),
+        ]
 
-    async def look_again(chosen: str | None, chosen_vae: str | None) -> tuple[gr.Dropdown, gr.Dropdown]:
+    async def look_again(chosen: str | None, chosen_vae: str | None) -> list[gr.Dropdown]:
         await page.service.engine.refresh()
         return lists(chosen, chosen_vae)
 
     both = [checkpoint, vae]
-    refresh.click(look_again, both, both, api_visibility="private")
-    whole.load(lists, both, both, api_visibility="private", show_progress="hidden")
+    every = [*both, *(other.dropdown for other in others)]
+    refresh.click(look_again, both, every, api_visibility="private")
+    whole.load(lists, both, every, api_visibility="private", show_progress="hidden")
