@@ -122,6 +122,8 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
             if status == 200:
                 return
             reason = str(answer.get("reason"))
+            if "does not start" in reason:
+                raise Problem(f"the service will not come up: {reason}")
         except OSError:
             pass
         time.sleep(0.1)

@@ -20,14 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 #: What the service itself imports.
 RUNTIME = (
     "torch", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate", "torchsde", "scipy",
-    "numpy", "pillow", "opencv-python-headless", "regex", "lark", "PyYAML", "piexif",
+    "numpy", "pillow", "opencv-python-headless", "regex", "ftfy", "lark", "PyYAML", "piexif",
     "fastapi", "uvicorn", "websockets", "python-multipart", "httpx", "httpcore", "gradio", "psutil",
     "nudenet", "oss2", "SQLAlchemy", "alembic", "psycopg[binary]", "argon2-cffi", "protobuf", "setuptools",
 )  # fmt: skip
 #: What only tests, checks and the demo's training add.
 TEST = (
-    "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "trustme", "ftfy", "import-linter",
-    "ruff", "mypy", "types-PyYAML", "types-psutil", "types-regex", "resvg_py", "dashscope", "pgserver",
+    "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "trustme", "import-linter",
+    "ruff", "mypy", "types-PyYAML", "types-psutil", "types-regex", "resvg_py", "scikit-image", "dashscope", "pgserver",
 )  # fmt: skip
 #: What the shared part imports, in the webui's versions of it, and its tests.
 WEBUI = (

@@ -4,7 +4,7 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import httpx
 import pytest
@@ -36,8 +36,8 @@ class Native(BaseModel):
     n_iter: int = 1
     batch_size: int = 1
     save_images: bool = False
-    init_images: Optional[list] = None
-    override_settings: Optional[dict] = None
+    init_images: list | None = None
+    override_settings: dict | None = None
     alwayson_scripts: dict = {}
 
 

@@ -91,3 +91,12 @@ async def test_a_job_can_be_cancelled_while_the_engine_is_still_starting(engine:
     assert not engine.ready and await engine.cancel(early.id)
     with pytest.raises(errors.Cancelled):
         await running
+
+
+async def test_an_engine_that_does_not_come_up_says_how_it_ended(tmp_path: Path) -> None:
+    engine = ChildEngine("tests.no_such_module:create", settings_below(tmp_path), scan=scan)
+    engine.start()
+    while engine.trouble is None:
+        await asyncio.sleep(0.05)
+    assert "exit code 1" in engine.trouble and not engine.ready
+    await engine.stop()

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
@@ -59,8 +60,10 @@ def attach(
     for dialect in (tasks, tasks_models, tasks_admin):
         # In front: one of them shares its path with Gradio.
         app.router.routes[0:0] = dialect.router(seam).routes
-    app.middleware_stack = None  # a webui that serves already builds it again at the next request
-    app.add_middleware(TaskFlag, seam=seam)
+    # Not by add_middleware, which refuses an app that serves already, as a webui does by now; without
+    # its stack it builds one again at the next request.
+    app.user_middleware.insert(0, Middleware(TaskFlag, seam=seam))
+    app.middleware_stack = None
     links = Links(settings)
 
     async def healthz() -> Response:
@@ -101,7 +104,8 @@ async def why_not_ready(service: Service) -> str | None:
     if service.closing:
         return "the service is stopping"
     if not getattr(service.engine, "ready", True):
-        return "the engine is starting"
+        trouble = getattr(service.engine, "trouble", None)
+        return f"the engine does not start: {trouble}; see the log" if trouble else "the engine is starting"
     if not (await asyncio.to_thread(service.catalogue)).checkpoints:
         return "no checkpoint is installed; put one into models/Stable-diffusion of the data dir"
     return None

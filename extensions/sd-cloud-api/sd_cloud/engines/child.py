@@ -56,6 +56,7 @@ class ChildEngine:
         self._sending = threading.Lock()
         self._ready = asyncio.Event()
         self._failures = 0
+        self._last_end: str | None = None
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -90,6 +91,11 @@ class ChildEngine:
     def ready(self) -> bool:
         """True once the child has loaded its libraries and takes jobs."""
         return self._ready.is_set()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the engine does not come up: how it ended, twice or more without having been ready."""
+        return self._last_end if self._failures > 1 else None
 
     @property
     def pid(self) -> int | None:
@@ -205,6 +211,7 @@ class ChildEngine:
             return
         wait = RESTART_SECONDS[min(self._failures, len(RESTART_SECONDS) - 1)]
         self._failures += 1
+        self._last_end = reason
         log.error("%s; starting it again in %.1f s", reason, wait)
         assert self._loop is not None
         self._loop.call_later(wait, self._restart)
