@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
+import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -131,10 +134,110 @@ def test_a_wrong_field_is_named(settings: Settings, change: dict[str, Any], fiel
 
 
 @pytest.mark.parametrize("name", ["gfpgan_visibility", "codeformer_visibility"])
-def test_face_restoration_is_refused_by_name_and_zero_is_not(settings: Settings, name: str) -> None:
+def test_faces_without_weights_are_refused_by_name_and_zero_is_not(settings: Settings, name: str) -> None:
     run(settings, {"image": encoded(picture()), name: 0})
-    with pytest.raises(NotImplementedHere, match=f"^{name}: .*spandrel"):
+    with pytest.raises(NotImplementedHere, match=f"^{name}: no weights for"):
         run(settings, {"image": encoded(picture()), name: 0.5})
+
+
+class Brighter(torch.nn.Module):
+    """In the place of a face network: the face, brighter by a quarter."""
+
+    different_w = False
+
+    def forward(self, face: torch.Tensor, **how: Any) -> list[torch.Tensor]:
+        assert face.shape == (1, 3, 512, 512) and float(face.abs().max()) <= 1
+        Brighter.asked = how
+        return [face + 0.5]
+
+    asked: ClassVar[dict[str, Any]] = {}
+
+
+class Faces:
+    """In the place of facexlib: the whole picture is the one face."""
+
+    def __init__(self, **how: Any) -> None:
+        assert how["face_size"] == 512 and Path(how["model_rootpath"]).is_dir()
+        self.cropped_faces: list[Any] = []
+        self.restored: list[Any] = []
+
+    def clean_all(self) -> None:
+        self.cropped_faces, self.restored = [], []
+
+    def read_image(self, pixels: Any) -> None:
+        self.picture = Image.fromarray(np.ascontiguousarray(pixels))
+
+    def get_face_landmarks_5(self, **how: Any) -> None:
+        assert how == {"only_center_face": False, "resize": 640, "eye_dist_threshold": 5}
+
+    def align_warp_face(self) -> None:
+        self.cropped_faces = [np.asarray(self.picture.resize((512, 512), Image.Resampling.NEAREST))]
+
+    def add_restored_face(self, face: Any) -> None:
+        self.restored.append(Image.fromarray(np.ascontiguousarray(face)))
+
+    def get_inverse_affine(self, path: None) -> None: ...
+
+    def paste_faces_to_input_image(self) -> Any:
+        return np.asarray(self.restored[0].resize(self.picture.size, Image.Resampling.NEAREST))
+
+
+@pytest.fixture
+def with_face_packages(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sd_cloud.engines.diffusion import extras_faces
+
+    extras_faces._network.cache_clear()
+    extras_faces._helper.cache_clear()
+    for folder, name in (
+        (settings.folders.gfpgan[0], "GFPGANv1.4"),
+        (settings.folders.codeformer[0], "codeformer-v0.1.0"),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.pth").write_bytes(b"weights")
+    for name in extras_faces.FINDER_FILES:
+        (settings.folders.gfpgan[0] / name).write_bytes(b"weights")
+
+    class Loader:
+        def __init__(self, device: str) -> None: ...
+
+        def load_from_file(self, path: str) -> Any:
+            return types.SimpleNamespace(model=Brighter())
+
+    packages = {
+        "spandrel": types.SimpleNamespace(ModelLoader=Loader),
+        "facexlib": types.ModuleType("facexlib"),
+        "facexlib.utils": types.ModuleType("facexlib.utils"),
+        "facexlib.utils.face_restoration_helper": types.SimpleNamespace(FaceRestoreHelper=Faces),
+    }
+    for name, module in packages.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.usefixtures("with_face_packages")
+def test_faces_are_restored_where_packages_and_weights_are_there(settings: Settings) -> None:
+    image = picture()
+    plain = np.asarray(image).astype(int)
+    whole = run(settings, {"image": encoded(image), "gfpgan_visibility": 1})
+    wanted = np.clip(plain + 63.75, 0, 255)
+    assert np.abs(np.asarray(made(whole)).astype(int) - wanted).max() <= 2
+    assert whole.info["html_info"] == "<p>GFPGAN visibility: 1.0</p>"
+    assert Brighter.asked == {"return_rgb": False}
+
+    half = run(settings, {"image": encoded(image), "codeformer_visibility": 0.5, "codeformer_weight": 0.3})
+    assert np.abs(np.asarray(made(half)).astype(int) - (plain + wanted) / 2).max() <= 2
+    assert half.info["html_info"] == "<p>CodeFormer visibility: 0.5, CodeFormer weight: 0.3</p>"
+    assert Brighter.asked == {"weight": 0.3, "adain": True}
+
+
+@pytest.mark.usefixtures("with_face_packages")
+def test_what_restoring_faces_lacks_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    payload = {"image": encoded(picture()), "gfpgan_visibility": 1}
+    monkeypatch.setitem(sys.modules, "facexlib", None)
+    with pytest.raises(NotImplementedHere, match=r"^gfpgan_visibility: GFPGAN needs the package facexlib"):
+        run(settings, payload)
+    (settings.folders.gfpgan[0] / "parsing_parsenet.pth").unlink()
+    with pytest.raises(NotImplementedHere, match=r"parsing_parsenet\.pth"):
+        run(settings, payload)
 
 
 def test_cancelling_drops_and_interrupting_keeps(settings: Settings) -> None:

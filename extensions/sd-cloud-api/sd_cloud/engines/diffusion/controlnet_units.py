@@ -8,16 +8,14 @@ the time a payload gets here.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sd_cloud.engines.base import ModelFile
+from sd_cloud.engines.diffusion.pictures import decode_picture
 from sd_cloud.engines.diffusion.preprocess_table import MODULES, Module, find_module
 from sd_cloud.errors import BadRequest, CheckpointNotFound, NotImplementedHere
 
@@ -260,12 +258,7 @@ def picture(value: Any, field: str) -> Image.Image:
     """A picture from base64 (with or without ``data:...,``), transparency laid over white; RGB."""
     if not isinstance(value, str):
         raise BadRequest("must be a picture in base64", field=field)
-    encoded = value.split(",", 1)[1] if value.startswith("data:") and "," in value else value
-    try:
-        found = Image.open(io.BytesIO(base64.b64decode(encoded)))
-        found.load()
-    except (binascii.Error, UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise BadRequest("is not a picture in base64", field=field) from error
+    found = decode_picture(value, field)
     if found.mode in ("RGBA", "LA", "PA") or "transparency" in found.info:
         over = Image.new("RGBA", found.size, "white")
         over.alpha_composite(found.convert("RGBA"))

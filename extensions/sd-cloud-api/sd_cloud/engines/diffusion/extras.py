@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import html
-import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -13,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from sd_cloud.engines.base import Control, Report
+from sd_cloud.engines.diffusion.extras_faces import Restorer, restore_faces
+from sd_cloud.engines.diffusion.pictures import decode_picture
 from sd_cloud.engines.diffusion.upscale import find_upscaler, upscale
 from sd_cloud.engines.diffusion.upscale_tiles import TileSize
-from sd_cloud.errors import BadRequest, Cancelled, NotImplementedHere
+from sd_cloud.errors import BadRequest, Cancelled
 from sd_cloud.job import Job, Outcome, Picture, Progress
 from sd_cloud.settings import Settings
 
@@ -39,18 +38,13 @@ class ExtrasRequest:
     upscaler_1: str = "None"
     upscaler_2: str = "None"
     visibility_2: float = 0.0
+    gfpgan_visibility: float = 0.0
+    codeformer_visibility: float = 0.0
+    codeformer_weight: float = 0.0
 
     @classmethod
     def of_payload(cls, payload: Mapping[str, Any]) -> ExtrasRequest:
-        """Raises BadRequest for a field out of range, NotImplementedHere for face restoration."""
-        for restorer in ("gfpgan", "codeformer"):
-            name = f"{restorer}_visibility"
-            if _number(payload, name, 0.0, 0.0, 1.0) > 0:
-                raise NotImplementedHere(
-                    "restoring faces needs the packages spandrel and facexlib and their weights, "
-                    "which this service does not have; send 0",
-                    field=name,
-                )
+        """Raises BadRequest for a field out of range."""
         mode = payload.get("resize_mode", 0)
         if mode not in (0, 1) or isinstance(mode, bool):
             raise BadRequest(f"{mode!r} is neither 0 (by a factor) nor 1 (to a size)", field="resize_mode")
@@ -67,6 +61,9 @@ class ExtrasRequest:
             upscaler_1=_name(payload, "upscaler_1"),
             upscaler_2=_name(payload, "upscaler_2"),
             visibility_2=_number(payload, "extras_upscaler_2_visibility", 0.0, 0.0, 1.0),
+            gfpgan_visibility=_number(payload, "gfpgan_visibility", 0.0, 0.0, 1.0),
+            codeformer_visibility=_number(payload, "codeformer_visibility", 0.0, 0.0, 1.0),
+            codeformer_weight=_number(payload, "codeformer_weight", 0.0, 0.0, 1.0),
         )
 
 
@@ -81,7 +78,7 @@ def run_extras(
     request = ExtrasRequest.of_payload(job.payload)
     for name, which in (("upscaler_1", request.upscaler_1), ("upscaler_2", request.upscaler_2)):
         find_upscaler(which, settings, field=name)
-    images = [_decoded(name, text) for name, text in request.images]
+    images = [decode_picture(text, name) for name, text in request.images]
 
     run = _Run(request, settings, TileSize.of_options(job.option), device, control)
     pictures: list[Picture] = []
@@ -119,18 +116,41 @@ class _Run:
         self.stop = lambda: self.control.verdict != "go"
 
     def process(self, image: Image.Image) -> tuple[Image.Image, dict[str, Any]]:
-        """The larger picture and what the webui says about it in the infotext."""
-        request = self.request
+        """The picture made larger, its faces restored, and what the webui says about it."""
         facts: dict[str, Any] = {}
+        image = self._larger(image, facts)
+        request = self.request
+        if request.gfpgan_visibility > 0:
+            image = self._restored(image, "GFPGAN", request.gfpgan_visibility)
+            facts["GFPGAN visibility"] = round(request.gfpgan_visibility, 3)
+        if request.codeformer_visibility > 0:
+            image = self._restored(image, "CodeFormer", request.codeformer_visibility)
+            facts["CodeFormer visibility"] = round(request.codeformer_visibility, 3)
+            facts["CodeFormer weight"] = round(request.codeformer_weight, 3)
+        return image, facts
+
+    def _restored(self, image: Image.Image, restorer: Restorer, visibility: float) -> Image.Image:
+        restored = restore_faces(
+            image,
+            restorer,
+            settings=self.settings,
+            device=self.device,
+            weight=self.request.codeformer_weight,
+            field=f"{restorer.lower()}_visibility",
+        )
+        return restored if visibility >= 1 else Image.blend(image.convert("RGB"), restored, visibility)
+
+    def _larger(self, image: Image.Image, facts: dict[str, Any]) -> Image.Image:
+        request = self.request
         if request.upscaler_1 == "None":
-            return image.copy(), facts
+            return image.copy()
         larger = self._upscaled(image, request.upscaler_1, "upscaler_1", facts)
         facts["Postprocess upscaler"] = request.upscaler_1
         if request.upscaler_2 != "None" and request.visibility_2 > 0:
             second = self._upscaled(image, request.upscaler_2, "upscaler_2", facts)
             larger = Image.blend(larger, second.convert(larger.mode), request.visibility_2)
             facts["Postprocess upscaler 2"] = request.upscaler_2
-        return larger, facts
+        return larger
 
     def _upscaled(self, image: Image.Image, name: str, of_field: str, facts: dict[str, Any]) -> Image.Image:
         request = self.request
@@ -178,18 +198,6 @@ def _images(payload: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
             (f"imageList[{place}].data", str(one.get("data", ""))) for place, one in enumerate(entries)
         )
     return (("image", str(payload.get("image") or "")),)
-
-
-def _decoded(name: str, text: str) -> Image.Image:
-    encoded = text.split(",", 1)[1] if text.startswith("data:") and "," in text else text
-    try:
-        image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=False)))
-        image.load()
-    except (binascii.Error, UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise BadRequest("is not a picture in base64", field=name) from error
-    turned = ImageOps.exif_transpose(image)
-    turned.info = {**image.info, **turned.info}
-    return turned
 
 
 def _number(payload: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
+from sd_cloud.engines.diffusion.extras_faces import Restorer, restore_faces
 from sd_cloud.engines.diffusion.options import Options
+from sd_cloud.errors import CheckpointBroken, NotImplementedHere
 from sd_cloud.settings import Settings
 
 
@@ -16,9 +18,11 @@ def restore_face(
 
     The webui, too, gives the picture unrestored when it cannot load its model.
     """
-    wanted = options.text("face_restoration_model")
-    folders = settings.folders.gfpgan if wanted == "GFPGAN" else settings.folders.codeformer
-    files = [path for folder in folders if folder.is_dir() for path in folder.glob("*.pth")]
-    if not files:
-        return image, f"Faces were not restored: no weights for {wanted} are installed"
-    return image, f"Faces were not restored: {wanted} needs spandrel and facexlib, which are not installed"
+    wanted: Restorer = "GFPGAN" if options.text("face_restoration_model") == "GFPGAN" else "CodeFormer"
+    try:
+        restored = restore_faces(
+            image, wanted, settings=settings, device=device, weight=options.number("code_former_weight")
+        )
+    except (NotImplementedHere, CheckpointBroken) as error:
+        return image, f"Faces were not restored: {error}"
+    return restored, None
