@@ -165,3 +165,28 @@ async def test_a_full_queue_says_when_to_come_again(world: Native) -> None:
     world.service.queue_limit = 0
     answer = await world.post("txt2img", SMALL)
     assert answer.status_code == 429 and answer.headers["Retry-After"] == "5"
+
+
+ODD: tuple[Any, ...] = (None, "", "\x00图", -1, 1e308, 2**70, [[1]], {"a": [None]})
+
+
+@pytest.mark.parametrize("kind", ["txt2img", "img2img"])
+async def test_no_odd_value_in_any_field_is_a_failure_of_the_service(world: Native, kind: str) -> None:
+    models = world.app.openapi()["components"]["schemas"]
+    fields = models[f"StableDiffusionProcessing{kind.replace('img', 'Img').replace('txt', 'Txt')}"][
+        "properties"
+    ]
+    body = {**SMALL, "init_images": [base64_png()]}
+    for field in fields:
+        for value in ODD:
+            answer = await world.post(kind, {**body, field: value})
+            assert answer.status_code < 500 or answer.status_code == 501, (field, value, answer.text)
+            answer.json()
+
+
+async def test_no_odd_value_of_any_option_is_a_failure_of_the_service(world: Native) -> None:
+    options = {type(value): name for name, value in (await world.get("options")).items()}
+    for option in (*options.values(), "outdir_samples", "samples_format", "sd_model_checkpoint", "sd_vae"):
+        for value in ODD:
+            answer = await world.post("options", {option: value})
+            assert answer.status_code < 500, (option, value, answer.text)

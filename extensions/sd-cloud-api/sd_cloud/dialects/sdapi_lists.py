@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.util import find_spec
 from typing import Any
 
 from fastapi import APIRouter
@@ -16,6 +17,11 @@ from sd_cloud.engines.diffusion.styles import read_styles
 from sd_cloud.job import Kind
 from sd_cloud.service import Service
 from sd_cloud.settings import Settings
+
+
+#: What restoring faces takes (:mod:`sd_cloud.engines.diffusion.extras_faces`, which is the engine's).
+RESTORER_PACKAGES = ("spandrel", "facexlib")
+RESTORER_WEIGHTS = {"CodeFormer": "*codeformer*.pth", "GFPGAN": "*GFPGAN*.pth"}
 
 
 def add_lists(routes: APIRouter, service: Service, settings: Settings) -> None:
@@ -110,7 +116,16 @@ class _Lists:
         return answer([{"name": one.name, "path": one.filename} for one in self._there.hypernetworks])
 
     async def get_face_restorers(self) -> Response:
-        return answer([])
+        """Those whose weights and packages are installed: the webui would download the rest."""
+        there = all(find_spec(package) is not None for package in RESTORER_PACKAGES)
+        folders = {"CodeFormer": self._settings.folders.codeformer, "GFPGAN": self._settings.folders.gfpgan}
+        return answer(
+            [
+                {"name": name, "cmd_dir": None}
+                for name, places in folders.items()
+                if there and any(any(place.glob(RESTORER_WEIGHTS[name])) for place in places)
+            ]
+        )
 
     async def get_realesrgan_models(self) -> Response:
         """Those installed. The webui lists those it could download; this service downloads none."""
