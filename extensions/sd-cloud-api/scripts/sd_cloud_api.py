@@ -9,7 +9,12 @@ if HERE not in sys.path:
 
 from modules import script_callbacks  # noqa: E402
 
-from sd_cloud.inside_webui import app_started, tabs  # noqa: E402
+from sd_cloud import inside_webui  # noqa: E402
 
-script_callbacks.on_app_started(app_started)
-script_callbacks.on_ui_tabs(tabs)
+inside_webui.loading()
+script_callbacks.on_app_started(inside_webui.app_started)
+script_callbacks.on_ui_tabs(inside_webui.tabs)
+script_callbacks.on_script_unloaded(inside_webui.unloaded)
+
+# The webui looks for its scripts among the names of this file.
+CensorScript, CensorExtras = inside_webui.censor_scripts()

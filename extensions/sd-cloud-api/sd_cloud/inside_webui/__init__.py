@@ -1,0 +1,8 @@
+"""What the webui's callbacks do with us. Loaded by ``scripts/sd_cloud_api.py``, in the webui only.
+
+Loading it loads next to nothing: the webui reads it before its page is built.
+"""
+
+from sd_cloud.inside_webui.callbacks import app_started, censor_scripts, loading, tabs, unloaded
+
+__all__ = ["app_started", "censor_scripts", "loading", "tabs", "unloaded"]
