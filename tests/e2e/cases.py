@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from tests.e2e.world import World, base64_of, pictures_of, png_of
@@ -197,6 +198,63 @@ def the_full_img2img_example_works(world: World) -> None:
     assert seeds_of(answer) == [111, 112]
     paths = pictures_of(answer)
     assert len(paths) == 3 and paths[0].parent.parent.name == "img2img-grids"
+
+
+@case
+def the_controlnet_example_takes_its_picture_from_a_link_and_saves_the_map(world: World) -> None:
+    if world.controlnet is None:
+        pytest.skip("this host has no ControlNet extension")
+    text = """{
+    "alwayson_scripts": {
+        "sd_model_checkpoint": "tiny-a.safetensors", #模型名称,需要带着
+        "save_dir": "OUTPUTS",
+        "controlnet":{
+            "args":[
+                {
+                    "image_link": "LINKS/pixabay.jpg",
+                    "enabled": true,
+                    "module": "canny",
+                    "model": "control_v11p_sd15_canny",
+                    "weight": 1,
+                    "resize_mode": "Crop and Resize",
+                    "low_vram": false,
+                    "processor_res": 512,
+                    "threshold_a": 100,
+                    "threshold_b": 200,
+                    "guidance_start": 0,
+                    "guidance_end": 1,
+                    "pixel_perfect": true,
+                    "control_mode": "Balanced",
+                    "input_mode": "simple",
+                    "batch_images": "",
+                    "output_dir": "",
+                    "loopback": false
+                }
+            ]
+        }
+    },
+    # 主要参数
+    "prompt": "girls",
+    "batch_size": 1,
+    "n_iter": 2,
+    "width": 64,
+    "height": 64,
+    "steps": 2,
+    "negative_prompt": "ugly, out of frame"
+    }"""
+    text = re.sub(r"#.*", "", text).replace("LINKS", world.links).replace("OUTPUTS", str(world.outputs))
+    body = json.loads(text)
+    body["alwayson_scripts"]["controlnet"]["args"][0]["model"] = world.controlnet
+    answer = eas(world, "txt2img", {**body, "seed": 9})
+    assert len(pictures_of(answer)) == 3
+    maps = [Path(one) for one in answer["parameters"]["image_mask_url"].split(",")]
+    root = re.escape(str(world.outputs))
+    for one in maps:
+        assert re.fullmatch(rf"{root}/controlnet_mask/{DATE}/[\w-]+\.png", str(one))
+        with Image.open(one) as image:
+            assert set(image.convert("L").tobytes()) == {0, 255}, "Canny edges are black and white"
+    with Image.open(pictures_of(answer)[1]) as image:
+        assert "ControlNet 0" in image.info["parameters"]
 
 
 @case

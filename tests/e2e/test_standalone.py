@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.cases import CASES, Case
+from tests.e2e.controlnet import write_controlnet
 from tests.e2e.serving import golden_data_dir, standalone
 from tests.e2e.world import GOLDEN, NO_GOLDEN, World, picture_server
 
@@ -17,8 +18,9 @@ pytestmark = [pytest.mark.engine, pytest.mark.skipif(not GOLDEN.is_dir(), reason
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     data_dir = golden_data_dir(tmp_path_factory.mktemp("data"))
+    write_controlnet(data_dir / "models" / "ControlNet" / "control_v11p_sd15_canny.safetensors")
     with picture_server() as links, standalone(data_dir, "--image-link-allow", "127.0.0.1") as url:
-        yield World(url, data_dir, links)
+        yield World(url, data_dir, links, controlnet="control_v11p_sd15_canny")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)

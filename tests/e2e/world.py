@@ -27,6 +27,7 @@ class World:
     data_dir: Path
     links: str  # base URL of the picture server, on an allowed address
     default_checkpoint: str = "tiny-a"
+    controlnet: str | None = None  # the ControlNet that is installed, if this host has ControlNet
     headers: dict[str, str] = field(default_factory=dict)
 
     @property
