@@ -48,6 +48,11 @@ async def test_generate_makes_the_form_a_job_of_the_session_and_shows_its_pictur
     assert (job.kind, job.checkpoint, job.order_key) == ("txt2img", "second.safetensors", "page:anna")
     assert (job.payload["prompt"], job.payload["width"], job.payload["n_iter"]) == ("a cat", 64, 2)
     assert len(shown["txt2img_gallery"]) == 3 and shown["txt2img_info"] == "Seed: 5"
+    shown_at = Path(shown["txt2img_gallery"][1]["image"]["path"])
+    assert (
+        shown_at.is_relative_to(world.settings.state_dir)
+        and "Seed: 5" in Image.open(shown_at).info["parameters"]
+    )
     saved = sorted(p.name for p in (world.settings.data_dir / "outputs").rglob("*.png"))
     assert len(saved) == 3
 
@@ -88,6 +93,16 @@ def test_what_is_painted_over_is_white_in_the_mask() -> None:
     layer.putpixel((3, 1), (0, 0, 0, 128))
     mask = mask_of({"background": Image.new("RGB", (4, 2)), "layers": [layer]})
     assert [mask.getpixel((x, 1)) for x in range(4)] == [0, 0, 0, 255]
+
+
+async def test_a_picture_is_made_larger_on_the_extras_tab(world: Native) -> None:
+    browser = await Browser.opened(world)
+    source = world.settings.state_dir / "page" / "source.png"
+    Image.new("RGB", (8, 8)).save(source)
+    sent = {"path": str(source), "meta": {"_type": "gradio.FileData"}}
+    made = await browser.result("extras_generate", extras_image=sent, extras_upscaler_1="Lanczos")
+    assert Path(made["extras_result"]["path"]).is_file()
+    assert world.job.kind == "extras" and world.job.payload["upscaler_1"] == "Lanczos"
 
 
 async def test_img2img_without_a_picture_is_told_so(world: Native) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import gradio as gr
@@ -14,6 +16,7 @@ from PIL import Image
 from sd_cloud.errors import NotAllowed, ServiceError
 from sd_cloud.host.options import Options
 from sd_cloud.job import Job, Kind
+from sd_cloud.outputs.png import encode
 from sd_cloud.service import Service
 from sd_cloud.settings import Settings
 
@@ -85,6 +88,19 @@ def _caller(request: gr.Request) -> Any:
 def told(error: ServiceError) -> gr.Error:
     """The error as the page shows it; it is the caller's, and no fault of the service's to log."""
     return gr.Error(str(error), print_exception=False)
+
+
+def page_file(component: gr.Gallery | gr.Image, image: Image.Image, infotext: str) -> str:
+    """A PNG that the page may show, its infotext inside; removed with the component's other files.
+
+    Left to itself, gradio encodes pictures on the event loop. Call it in a thread.
+    """
+    folder = Path(component.GRADIO_CACHE) / secrets.token_hex(16)
+    folder.mkdir(parents=True)
+    path = folder / "image.png"
+    path.write_bytes(encode(image, "png", infotext))
+    component.temp_files.add(str(path))
+    return str(path)
 
 
 def as_base64(image: Image.Image) -> str:

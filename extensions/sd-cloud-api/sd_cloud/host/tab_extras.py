@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import gradio as gr
@@ -10,7 +11,7 @@ from PIL import Image
 from sd_cloud.dialects.sdapi_models import ExtrasSingleImageRequest
 from sd_cloud.errors import ServiceError
 from sd_cloud.host.i18n import word
-from sd_cloud.host.page import Page, as_base64, order_key, owner_of, told
+from sd_cloud.host.page import Page, as_base64, order_key, owner_of, page_file, told
 from sd_cloud.job import Job, Target
 
 
@@ -36,7 +37,7 @@ def extras_tab(page: Page) -> gr.Image:
         if image is None:
             raise gr.Error("there is no picture yet", print_exception=False)
         body = ExtrasSingleImageRequest(
-            image=as_base64(image),
+            image=await asyncio.to_thread(as_base64, image),
             upscaling_resize=by,
             upscaler_1=one,
             upscaler_2=two,
@@ -55,8 +56,11 @@ def extras_tab(page: Page) -> gr.Image:
             outcome = await page.service.run(job)
         except ServiceError as error:
             raise told(error) from None
-        made = next((p.image for p in outcome.pictures if p.image is not None), None)
-        return made, str(outcome.info.get("html_info", ""))
+        for made in outcome.pictures:
+            if made.image is not None:
+                path = await asyncio.to_thread(page_file, result, made.image, made.infotext)
+                return path, str(outcome.info.get("html_info", ""))
+        return None, str(outcome.info.get("html_info", ""))
 
     generate.click(
         make,

@@ -16,7 +16,7 @@ from sd_cloud.dialects.sdapi_infotext import filled_in
 from sd_cloud.dialects.sdapi_models import StableDiffusionProcessingImg2Img, StableDiffusionProcessingTxt2Img
 from sd_cloud.errors import BadRequest, ServiceError
 from sd_cloud.host.i18n import word
-from sd_cloud.host.page import Page, told
+from sd_cloud.host.page import Page, page_file, told
 from sd_cloud.host.tab_making_form import Form, form
 from sd_cloud.job import Kind, Outcome, Progress
 
@@ -101,7 +101,7 @@ def making_tab(kind: Kind, page: Page, checkpoint: gr.Dropdown, vae: gr.Dropdown
                 label=word("infotext"), lines=3, interactive=False, buttons=["copy"], elem_id=f"{kind}_info"
             )
     running, last_seed = gr.State(""), gr.State(-1)
-    tab = _Tab(kind, page, fields)
+    tab = _Tab(kind, page, fields, gallery)
     outputs = [gallery, preview, status, infotext, running, last_seed]
     click = {"api_visibility": "private", "show_progress": "hidden"}
     inputs = [checkpoint, vae, *fields.components]
@@ -116,22 +116,24 @@ def making_tab(kind: Kind, page: Page, checkpoint: gr.Dropdown, vae: gr.Dropdown
 class _Tab:
     """The handlers of one tab."""
 
-    def __init__(self, kind: Kind, page: Page, fields: Form) -> None:
+    def __init__(self, kind: Kind, page: Page, fields: Form, gallery: gr.Gallery) -> None:
         self._kind = kind
         self._page = page
         self._fields = fields
+        self._gallery = gallery
 
     async def make(
         self, request: gr.Request, checkpoint: str | None, vae: str | None, *values: Any
     ) -> AsyncIterator[list[Any]]:
         """Submit, tell how far it is, show what came of it."""
         try:
-            job = await self._page.job(self._kind, self._payload(checkpoint, vae, values), request)
+            payload = await asyncio.to_thread(self._payload, checkpoint, vae, values)
+            job = await self._page.job(self._kind, payload, request)
             yield [gr.skip(), gr.skip(), _status(None, 0.0), gr.skip(), job.id, gr.skip()]
             making = asyncio.ensure_future(self._page.service.run(job))
             async for update in self._watched(making, job.id):
                 yield update
-            yield self._shown(making.result())
+            yield await asyncio.to_thread(self._shown, making.result())
         except ServiceError as error:
             # Put the page right first: an error leaves every output as it is.
             yield [gr.skip(), gr.Image(visible=False), "", gr.skip(), "", gr.skip()]
@@ -161,9 +163,8 @@ class _Tab:
         pictures = []
         for picture in outcome.pictures:
             if picture.image is not None:
-                image = picture.image.copy()
-                image.info["parameters"] = picture.infotext
-                pictures.append((image, Path(picture.path).name if picture.path else None))
+                path = page_file(self._gallery, picture.image, picture.infotext)
+                pictures.append((path, Path(picture.path).name if picture.path else None))
         infotext = next((p.infotext for p in outcome.pictures if p.infotext), "")
         seed = next((p.seed for p in outcome.pictures if p.seed is not None), -1)
         failed = [p.error for p in outcome.pictures if p.error]

@@ -35,6 +35,8 @@ _CSS = """
 #: What gradio serves beside the page itself; with ``--gradio-auth`` its own log-in guards all of it.
 _PAGE_PATHS = ("/", *(f"/{name}" for name in INTERNAL_ROUTES), *(f"/{name}/" for name in INTERNAL_ROUTES))
 
+#: How often files that a page showed are looked through, and their age when they go.
+FILES_SECONDS = (3600, 24 * 3600)
 #: How often it is looked whether the service is stopping.
 LOOK_SECONDS = 0.2
 
@@ -47,6 +49,9 @@ def open_paths(settings: Settings) -> tuple[str, ...]:
 def mount(app: FastAPI, page: Page) -> FastAPI:
     """Put the pages at ``/``. Everything else must hang on the app by now: this takes all the rest."""
     settings = page.settings
+    files = settings.state_dir / "page"
+    files.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(files)  # not among everybody's temporary files
     theme = gr.themes.Default(font=list(_FONT), font_mono=list(_MONO))
     gr.mount_gradio_app(
         app,
@@ -91,7 +96,7 @@ def _hang_up_with_the_service(app: FastAPI, page: Page) -> None:
 
 def blocks(page: Page) -> gr.Blocks:
     """The whole page: the checkpoint and VAE on top, the tabs below."""
-    with gr.Blocks(title="Stable Diffusion", analytics_enabled=False) as whole:
+    with gr.Blocks(title="Stable Diffusion", analytics_enabled=False, delete_cache=FILES_SECONDS) as whole:
         with gr.Row():
             checkpoint = gr.Dropdown(
                 page.checkpoints(),
