@@ -524,6 +524,18 @@ def test_tile_colorfix_points_to_the_inputs_low_frequencies(model: Model, bench:
     torch.testing.assert_close(unweighted.correct(noise, at, model.alphas_cumprod), noise)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("module", ["tile_colorfix+sharp", "inpaint_only"])
+def test_corrections_stay_finite_in_half_precision(model: Model, bench: Bench, module: str) -> None:
+    """At the first timestep alpha is so close to 1 that bfloat16 makes it 1."""
+    one = unit(module=MODULES[module], threshold_a=3.0, threshold_b=1.0, mask=Image.new("L", (64, 64)))
+    control = bench.prepare(one)
+    at = call(timesteps=torch.zeros(2))
+    halved = replace(at, latents=at.latents.bfloat16())
+    corrected = control.correct(torch.randn(2, 4, 8, 8).bfloat16(), halved, model.alphas_cumprod)
+    assert bool(corrected.isfinite().all())
+
+
 def test_recoloring_takes_the_lightness_of_the_map(bench: Bench) -> None:
     import cv2
 

@@ -35,7 +35,8 @@ class Correction:
 
     def __call__(self, noise: Tensor, call: Call, hint: Tensor, alphas_cumprod: Tensor) -> Tensor:
         """``noise``: [N, 4, h, w] predicted at ``call``; the share of the correction is the unit's weight."""
-        noisy = call.latents[:, :4].to(noise)
+        noise = noise.float()  # near the last step alpha is 1 to within half precision
+        noisy = call.latents[:, :4].float()
         own = self._latent(hint).to(noisy)
         alpha = alphas_cumprod.to(noisy.device)[call.timesteps.float().round().long()].to(noisy)
         alpha = alpha.view(-1, 1, 1, 1)
