@@ -8,7 +8,7 @@ model S - 1 times, as the webui does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ ADAMS_BASHFORTH = (
 
 def plms(epsilon: Epsilon, x: Tensor, timesteps: Tensor, walk: Walk) -> Tensor:
     """PLMS (Liu et al. 2022, "Pseudo Numerical Methods for Diffusion Models on Manifolds")."""
-    table = _Table.of(walk, timesteps)
+    table = _Table.of(replace(walk, eta=0.0), timesteps)
     ones = x.new_ones([x.shape[0]])
     seen: list[Tensor] = []
     for step, i in enumerate(range(len(timesteps) - 1, 0, -1)):
