@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from functools import cache
 
-from .concepts import ALIASES, COLOURED, HELD_OUT_PAIRS, LABELS
+from .concepts import ALIASES, COLOURED, HELD_OUT_PAIRS, LABELS, MAIN_STYLE
 from .data import Entry
 
 TRAIN_WORDINGS: tuple[str, ...] = (
@@ -70,7 +70,7 @@ def caption(entry: Entry, rng: random.Random) -> str:
     else:
         names = nouns(entry.concept)
         noun = names[0] if rng.random() < 0.6 else rng.choice(names)
-    if rng.random() < 0.4:
+    if entry.style != MAIN_STYLE or rng.random() < 0.3:
         text = fill(rng.choice(STYLED_WORDINGS), noun, entry.style)
     else:
         text = fill(rng.choice(TRAIN_WORDINGS), noun)

@@ -64,6 +64,35 @@ LABELS: tuple[str, ...] = tuple(
     for label in block.replace("\n", " ").split(";")
 )
 
+# The concepts a short training is spent on; the others are seen rarely until there is more time.
+CORE: frozenset[str] = frozenset(
+    label.strip()
+    for label in """
+grinning face; face with tears of joy; smiling face with heart-eyes; smiling face with sunglasses;
+enraged face; loudly crying face; skull; ghost; alien; robot; jack-o-lantern; red heart; broken heart;
+monkey face; dog face; fox; cat face; lion; tiger face; horse face; unicorn; zebra; cow face; pig face;
+giraffe; elephant; mouse face; rabbit face; bear; polar bear; koala; panda; paw prints; rooster;
+baby chick; bird; penguin; duck; owl; flamingo; parrot; frog; turtle; snake; spouting whale; dolphin;
+tropical fish; shark; octopus; crab; snail; butterfly; honeybee; lady beetle; spider;
+cherry blossom; rose; sunflower; tulip; potted plant; evergreen tree; deciduous tree; palm tree;
+cactus; four leaf clover; maple leaf; mushroom; grapes; watermelon; tangerine; lemon; banana;
+pineapple; red apple; green apple; pear; peach; cherries; strawberry; tomato; avocado; eggplant;
+carrot; ear of corn; bell pepper; broccoli; bread; croissant; pretzel; cheese wedge; hamburger;
+french fries; pizza; hot dog; egg; sushi; ice cream; doughnut; cookie; birthday cake; cupcake;
+lollipop; glass of milk; hot beverage; teapot; wine glass; beer mug; snow-capped mountain; volcano;
+house; castle; tent; bus; ambulance; fire engine; police car; taxi; automobile; tractor; racing car;
+bicycle; vertical traffic light; stop sign; anchor; sailboat; ship; airplane; helicopter; rocket;
+flying saucer; hourglass done; alarm clock; full moon; crescent moon; sun; ringed planet; star; cloud;
+cloud with rain; rainbow; umbrella; high voltage; snowflake; snowman; fire; droplet;
+globe showing Europe-Africa; Christmas tree; balloon; wrapped gift; trophy; soccer ball; basketball;
+tennis; bullseye; pool 8 ball; game die; teddy bear; glasses; sunglasses; necktie; t-shirt; jeans;
+dress; backpack; crown; top hat; billed cap; ring; gem stone; bell; microphone; headphone; trumpet;
+guitar; drum; mobile phone; telephone; laptop; television; camera; candle; light bulb; closed book;
+open book; money bag; envelope; package; pencil; scissors; locked; key; hammer; axe; bomb; shield;
+magnet; pill; door; chair
+""".replace("\n", " ").split(";")
+)
+
 # Common words for a label; the first is what colour captions use.
 ALIASES: dict[str, tuple[str, ...]] = {
     "red heart": ("heart",),
@@ -185,4 +214,6 @@ STYLES: dict[str, str] = {
     "twemoji": "@iconify-json/twemoji",
     "fluent": "@iconify-json/fluent-emoji-flat",
 }
+# What a caption without a style word draws; the other styles come when their name is said.
+MAIN_STYLE = "fluent"
 NAMES_PACKAGE = "emojibase-data"

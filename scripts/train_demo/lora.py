@@ -13,7 +13,7 @@ from .data import Dataset
 from .export import lora_name
 from .sampling import alphas_cumprod
 from .schedule import SEED, Log, Threads, generator, learning_rate
-from .train import BATCH, COLOURED_WEIGHT, SNR_LIMIT, Captioner, Denoiser
+from .train import BATCH, SNR_LIMIT, Captioner, Denoiser, weight_of
 
 RANK = 8
 PEAK_RATE = 2e-3
@@ -65,7 +65,7 @@ def train_lora(
     trained = [p for low in layers.values() for p in (*low.down.parameters(), *low.up.parameters())]
     optimiser = torch.optim.AdamW(trained, lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     alphas = alphas_cumprod().float()
-    weights = torch.tensor([COLOURED_WEIGHT if entry.colour else 1.0 for entry in dataset.entries])
+    weights = torch.tensor([weight_of(entry) for entry in dataset.entries])
     log, losses = Log(work / "logs" / "lora.jsonl"), []
     for step in range(steps):
         for group in optimiser.param_groups:
@@ -79,7 +79,7 @@ def train_lora(
         alpha = alphas[times][:, None, None, None]
         noisy = alpha.sqrt() * latents[chosen] + (1 - alpha).sqrt() * noise
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            guess = model(noisy, times, tokens)
+            guess = model(noisy, times, model.context(tokens))
         snr = (alpha / (1 - alpha)).flatten()
         errors = (guess.float() - noise).square().mean((1, 2, 3))
         loss = (errors * snr.clamp(max=SNR_LIMIT) / snr).mean()
