@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from sd3_files import t5_tokenizer
 from torch import Tensor, nn
 
 from sd_cloud.engines.diffusion import sd3
@@ -23,6 +22,7 @@ from sd_cloud.engines.diffusion.model import build_unet, build_vae
 from sd_cloud.engines.diffusion.sd3_text import build_t5
 from sd_cloud.engines.diffusion.text_encoders import TextEncoder, build_text_encoder
 from sd_cloud.errors import BadRequest
+from tests.engines.diffusion.sd3_files import t5_tokenizer
 
 LAYOUTS = Path(__file__).resolve().parents[4] / "shared" / "reference" / "checkpoint-layouts"
 pytestmark = pytest.mark.skipif(not LAYOUTS.is_dir(), reason="needs shared/reference beside the repository")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sd3_files import LAYOUTS, t5_tokenizer, tiny_sd3, written
 
 from sd_cloud.engines.base import Control
 from sd_cloud.engines.diffusion.engine import DiffusionWorker
@@ -20,6 +19,7 @@ from sd_cloud.engines.diffusion.sd3 import Sd3Model, flow_alphas, flow_sigmas
 from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere
 from sd_cloud.job import Job, Outcome
 from sd_cloud.settings import Settings, settings_below
+from tests.engines.diffusion.sd3_files import LAYOUTS, t5_tokenizer, tiny_sd3, written
 
 pytestmark = pytest.mark.skipif(not LAYOUTS.is_dir(), reason="needs shared/reference beside the repository")
 
