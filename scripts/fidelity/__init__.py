@@ -1,0 +1,1 @@
+"""Requests to a real webui and to our engine, and what differs; see ``python -m scripts.fidelity``."""

@@ -1,0 +1,99 @@
+"""How near our pictures are to those of a real webui 1.10.1.
+
+``golden``   makes the golden pictures and writes their table into ``docs/fidelity.md``
+``prepare``  writes a data dir with the models that the cases need, for a webui or for ours
+``webui``    sends the cases to a running webui (started on a prepared data dir, in float32 on the
+             CPU) and to ours, prints the table, and with ``--write`` puts it into ``docs/fidelity.md``
+
+Without ``--ours URL`` the service is started for the run, on a data dir of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scripts.bench.figures import service
+from scripts.fidelity import golden, report
+from scripts.fidelity.answers import Asked
+from scripts.fidelity.case import Case
+from scripts.fidelity.cases import all_cases
+from scripts.fidelity.compare import Row, compared
+from scripts.fidelity.models import prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT.parent / "shared" / "golden"
+PAGE = ROOT / "docs" / "fidelity.md"
+
+
+def main() -> int:
+    given = _arguments()
+    if given.what == "prepare":
+        prepare(given.folder, given.golden)
+        return 0
+    with _ours(given) as url:
+        if given.what == "golden":
+            rows = golden.rows(Asked(url), given.golden)
+            name, table = "golden", report.golden_table(rows)
+        else:
+            wanted = [case for case in all_cases() if _is_wanted(case, given.only)]
+            rows = list(_rows(wanted, Asked(given.webui, given.keep), Asked(url)))
+            name, table = "cases", report.case_tables(rows)
+    if given.write:
+        report.put_into(PAGE, name, table)
+    differing = [row for row in rows if not row.same]
+    print(f"{len(rows) - len(differing)} of {len(rows)} the same")
+    return 1 if differing else 0
+
+
+def _is_wanted(case: Case, only: list[str]) -> bool:
+    return not only or any(part in (case.group, case.name) or part in case.name for part in only)
+
+
+def _rows(cases: list[Case], webui: Asked, ours: Asked) -> Iterator[Row]:
+    for case in cases:
+        started = time.monotonic()
+        row = compared(case.group, case.name, webui.answer(case), ours.answer(case))
+        print(report.line(row), f"({time.monotonic() - started:.1f} s)", flush=True)
+        yield row
+
+
+@contextmanager
+def _ours(given: argparse.Namespace) -> Iterator[str]:
+    if given.ours:
+        yield given.ours
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder), given.golden)
+        flags = ("--use-cpu", "all", "--no-half", "--precision", "full")
+        with service(Path(folder), *flags) as started:
+            yield started.url
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m scripts.fidelity", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", choices=("golden", "webui", "prepare"))
+    parser.add_argument("folder", type=Path, nargs="?", help="prepare: the data dir to fill")
+    parser.add_argument("--golden", type=Path, default=GOLDEN, help="the folder of the golden pictures")
+    parser.add_argument("--webui", help="the address of a webui, http://host:port")
+    parser.add_argument("--ours", help="the address of our service, on a prepared data dir")
+    parser.add_argument("--keep", type=Path, help="a folder for the webui's answers: each is asked for once")
+    parser.add_argument("--only", nargs="*", default=[], help="groups, or parts of the names of cases")
+    parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.name}")
+    given = parser.parse_args()
+    if given.what == "webui" and not given.webui:
+        parser.error("webui: --webui URL is needed")
+    if given.what == "prepare" and given.folder is None:
+        parser.error("prepare: which folder?")
+    return given
+
+
+if __name__ == "__main__":
+    sys.exit(main())

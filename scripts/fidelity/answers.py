@@ -1,0 +1,76 @@
+"""What a webui, or our service, answered to a request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+from scripts.fidelity import pictures
+from scripts.fidelity.case import BASE, Case
+
+WITH_INFO = ("txt2img", "img2img")
+SEED_ONLY: dict[str, Any] = {**BASE, "steps": 1, "width": 64, "height": 64, "sampler_name": "Euler"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``info``: the ``info`` object of txt2img and img2img, else what is beside the pictures."""
+
+    status: int
+    pictures: tuple[Image.Image, ...] = ()
+    info: Mapping[str, Any] | None = None
+    refusal: str = ""
+
+    @property
+    def infotexts(self) -> list[str]:
+        return list((self.info or {}).get("infotexts", ()))
+
+
+class Asked:
+    """One of the two sides. With ``keep``, answers are kept in that folder and not asked for again."""
+
+    def __init__(self, url: str, keep: Path | None = None) -> None:
+        self.client = httpx.Client(base_url=f"{url.rstrip('/')}/sdapi/v1", timeout=600, trust_env=False)
+        self.keep = keep
+
+    def answer(self, case: Case) -> Answer:
+        asked = json.dumps([case.route, case.request], sort_keys=True)
+        kept = None if self.keep is None else self.keep / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
+        if kept is not None and kept.exists():
+            status, body = json.loads(kept.read_text("utf-8"))
+            return _read(case, status, body)
+        if case.route == "img2img":
+            # The webui encodes the first picture with noise of the global random generator, as the
+            # job before left it; we define it to be as after a job with this job's seed.
+            self.client.post("/txt2img", json={**SEED_ONLY, "seed": case.request.get("seed", -1)})
+        response = self.client.post(f"/{case.route}", json=case.request)
+        try:
+            body = response.json()
+        except json.JSONDecodeError:
+            body = {"detail": response.text}
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps([response.status_code, body]), "utf-8")
+        return _read(case, response.status_code, body)
+
+
+def _read(case: Case, status: int, body: Any) -> Answer:
+    if status != 200:
+        return Answer(status, refusal=_refusal(body))
+    if case.route in WITH_INFO:
+        made = tuple(pictures.image_of(text) for text in body["images"])
+        return Answer(status, made, json.loads(body["info"]))
+    texts = body.pop("images", None) or [text for text in [body.pop("image", None)] if text]
+    return Answer(status, tuple(pictures.image_of(text) for text in texts), body)
+
+
+def _refusal(body: Any) -> str:
+    if not isinstance(body, dict):
+        return str(body)
+    return str(body.get("errors") or body.get("detail") or body.get("message") or body)

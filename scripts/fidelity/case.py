@@ -1,0 +1,52 @@
+"""One request to compare, and what most requests have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scripts.fidelity import pictures
+
+CAT = "a red cat on a wooden table, watercolor"
+BASE: dict[str, Any] = {
+    "prompt": CAT,
+    "steps": 5,
+    "width": 64,
+    "height": 64,
+    "seed": 1234,
+    "subseed": 77,  # of no effect without a strength; left out, each side draws its own
+    "sampler_name": "Euler a",
+    "cfg_scale": 7,
+}
+PARTS = ", ".join(f"thing number {number} of the long list" for number in range(40))
+
+
+@dataclass(frozen=True)
+class Case:
+    """``group``: the heading it stands under. ``route``: below ``/sdapi/v1/``."""
+
+    group: str
+    name: str
+    route: str
+    request: Mapping[str, Any]
+
+
+def case(group: str, name: str, route: str = "txt2img", /, **fields: Any) -> Case:
+    return Case(group, name, route, {**BASE, **fields})
+
+
+def source(denoising: float) -> dict[str, Any]:
+    size = {"width": 128, "height": 128}
+    return {"init_images": [pictures.plain()], "denoising_strength": denoising, **size}
+
+
+def hires_fields(**fields: Any) -> dict[str, Any]:
+    return {
+        "enable_hr": True,
+        "hr_scale": 1.5,
+        "hr_upscaler": "Latent",
+        "denoising_strength": 0.6,
+        "hr_second_pass_steps": 4,
+        **fields,
+    }

@@ -1,0 +1,18 @@
+"""Requests whose answers are compared: kinds of request that the golden list does not have.
+
+Each is small (64x64 pixels, few steps), so that all of them take minutes. Values that the list
+leaves out are those of :data:`scripts.fidelity.case.BASE`.
+"""
+
+from __future__ import annotations
+
+from scripts.fidelity import cases_others, cases_passes, cases_prompts, cases_sampling
+from scripts.fidelity.case import Case
+
+
+def all_cases() -> list[Case]:
+    parts = (cases_sampling, cases_prompts, cases_passes, cases_others)
+    found = [case for part in parts for case in part.cases()]
+    names = [case.name for case in found]
+    assert len(set(names)) == len(names), sorted(name for name in names if names.count(name) > 1)
+    return found

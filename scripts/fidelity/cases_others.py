@@ -1,0 +1,272 @@
+"""Families of checkpoints, options, scripts, the other routes, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from scripts.fidelity import pictures
+from scripts.fidelity.case import CAT, PARTS, Case, case, hires_fields, source
+
+
+def _with(name: str, **options: Any) -> Case:
+    return case("options", f"option {name}", override_settings=options)
+
+
+def _families() -> Iterator[Case]:
+    for short, checkpoint in (("SDXL", "tiny-sdxl"), ("SD 2", "tiny-sd2v")):
+        changes: dict[str, dict[str, Any]] = {
+            "clip skip 2": {"override_settings": {"CLIP_stop_at_last_layers": 2}},
+            "136x72": {"width": 136, "height": 72},
+            "editing and AND": {"prompt": "a [cat:dog:0.5] AND [red|blue] house :0.6"},
+            "long both": {"prompt": PARTS, "negative_prompt": "cat, " * 50},
+            "batch of 2": {"batch_size": 2},
+            "DDIM": {"sampler_name": "DDIM"},
+            "LCM": {"sampler_name": "LCM"},
+            "DPM++ 3M SDE": {"sampler_name": "DPM++ 3M SDE"},
+            "inpaint": {"mask": pictures.mask(), **source(0.8), "inpainting_fill": 1},
+            "subseed": {"subseed": 4, "subseed_strength": 0.5},
+            "SD 1 LoRA": {"prompt": f"{CAT} <lora:tiny-style:0.8>"},
+            "SD 1 embedding": {"prompt": "a tiny-word cat"},
+            "empty": {"prompt": ""},
+            "emphasis in BREAK": {"prompt": "(a cat:1.3) BREAK (a dog:0.6)"},
+        }
+        for name, fields in changes.items():
+            options = {"sd_model_checkpoint": checkpoint, **fields.get("override_settings", {})}
+            route = "img2img" if "mask" in fields else "txt2img"
+            yield case("families", f"{short}, {name}", route, **{**fields, "override_settings": options})
+    sdxl = {"sd_model_checkpoint": "tiny-sdxl"}
+    for name, value in (
+        ("sdxl_crop_top", 32),
+        ("sdxl_crop_left", 64),
+        ("sdxl_refiner_high_aesthetic_score", 3),
+    ):
+        yield case("families", f"SDXL, {name}", override_settings={**sdxl, name: value})
+    yield case(
+        "families",
+        "SDXL, sdxl_clip_l_skip",
+        override_settings={**sdxl, "sdxl_clip_l_skip": True, "CLIP_stop_at_last_layers": 2},
+    )
+    yield case(
+        "families", "SDXL, sgm_noise_multiplier", override_settings={**sdxl, "sgm_noise_multiplier": True}
+    )
+    yield case("families", "checkpoint by hash", override_settings={"sd_model_checkpoint": "53b85eef43"})
+    yield case(
+        "families", "checkpoint by file name", override_settings={"sd_model_checkpoint": "tiny-b.safetensors"}
+    )
+
+
+def _options() -> Iterator[Case]:
+    yield _with("rho 5, Euler a", rho=5.0)
+    yield case("options", "option rho, Karras", sampler_name="DPM++ 2M", override_settings={"rho": 5.0})
+    yield case(
+        "options",
+        "option sigma_min and max",
+        scheduler="Karras",
+        override_settings={"sigma_min": 0.1, "sigma_max": 10},
+    )
+    yield _with("sigma_min, Automatic", sigma_min=0.1)
+    yield _with("always_discard_next_to_last_sigma", always_discard_next_to_last_sigma=True)
+    yield _with("sd_noise_schedule", sd_noise_schedule="Zero Terminal SNR")
+    yield _with("use_downcasted_alpha_bar", use_downcasted_alpha_bar=True)
+    yield case(
+        "options",
+        "option use_old_karras",
+        scheduler="Karras",
+        sampler_name="Euler",
+        override_settings={"use_old_karras_scheduler_sigmas": True},
+    )
+    yield case(
+        "options",
+        "option no_dpmpp_sde_batch_determinism",
+        sampler_name="DPM++ SDE",
+        batch_size=2,
+        override_settings={"no_dpmpp_sde_batch_determinism": True},
+    )
+    yield case(
+        "options",
+        "option enable_quantization",
+        sampler_name="Euler",
+        override_settings={"enable_quantization": True},
+    )
+    for name, value in (
+        ("uni_pc_variant", "bh2"),
+        ("uni_pc_variant", "vary_coeff"),
+        ("uni_pc_skip_type", "time_quadratic"),
+        ("uni_pc_skip_type", "logSNR"),
+        ("uni_pc_order", 2),
+        ("uni_pc_lower_order_final", False),
+    ):
+        yield case("options", f"option {name} {value}", sampler_name="UniPC", override_settings={name: value})
+    yield case(
+        "options",
+        "option beta_dist_alpha",
+        scheduler="Beta",
+        override_settings={"beta_dist_alpha": 0.8, "beta_dist_beta": 0.5},
+    )
+    for name in (
+        "add_model_hash_to_info",
+        "add_model_name_to_info",
+        "add_version_to_infotext",
+        "add_vae_name_to_info",
+        "textual_inversion_add_hashes_to_infotext",
+    ):
+        fields = {"prompt": "a tiny-word cat"} if "textual" in name else {}
+        yield case(
+            "options",
+            f"option {name} off",
+            override_settings={name: False, "sd_vae": "tiny-vae.safetensors"},
+            **fields,
+        )
+    yield _with("sd_vae None", sd_vae="None")
+    yield _with("sd_vae Automatic", sd_vae="Automatic")
+    yield _with(
+        "sd_vae_overrides off", sd_vae="tiny-vae.safetensors", sd_vae_overrides_per_model_preferences=False
+    )
+    yield _with("sgm_noise_multiplier", sgm_noise_multiplier=True)
+    yield _with("token_merging_ratio", token_merging_ratio=0.4)
+    yield _with("face_restoration_model", face_restoration_model="GFPGAN")
+    yield _with("fp8_storage", fp8_storage="Enable")
+    yield _with("sd_unet None", sd_unet="None")
+    yield _with("sd_hypernetwork None", sd_hypernetwork="None")
+    yield _with("live previews off", live_previews_enable=False)
+    yield _with("upcast_attn", upcast_attn=True)
+    yield _with("eta_noise_seed_delta as text", eta_noise_seed_delta="3")
+    yield case("options", "tiling by option", override_settings={"tiling": True}, tiling=None)
+    yield case("options", "save_images, n_iter 3", save_images=True, n_iter=3, steps=2)
+    yield case("options", "send_images off", send_images=False)
+    yield case(
+        "options",
+        "infotext field",
+        infotext=f"{CAT}\nSteps: 4, Sampler: Euler, CFG scale: 5, Seed: 99, Size: 64x72",
+        prompt=None,
+        steps=None,
+        seed=None,
+        width=None,
+        height=None,
+        sampler_name=None,
+        cfg_scale=None,
+    )
+
+
+def _scripts() -> Iterator[Case]:
+    yield case(
+        "scripts",
+        "Loopback",
+        "img2img",
+        **source(0.5),
+        script_name="Loopback",
+        script_args=[2, 0.6, "Linear", "None"],
+    )
+    yield case(
+        "scripts",
+        "Loopback, Aggressive",
+        "img2img",
+        **source(0.5),
+        script_name="Loopback",
+        script_args=[3, 0.7, "Aggressive", "None"],
+        batch_size=1,
+    )
+    yield case(
+        "scripts",
+        "Loopback, 2 batches",
+        "img2img",
+        **source(0.5),
+        script_name="Loopback",
+        script_args=[2, 0.4, "Lazy", "None"],
+        n_iter=2,
+    )
+    for upscaler in (0, 1, "Lanczos", "Nearest"):
+        yield case(
+            "scripts",
+            f"SD upscale, {upscaler}",
+            "img2img",
+            **source(0.3),
+            script_name="SD upscale",
+            script_args=["", 32, upscaler, 1.5],
+        )
+    for directions in (["left"], ["up", "down"], ["left", "right", "up", "down"]):
+        yield case(
+            "scripts",
+            f"Outpainting mk2 {'+'.join(directions)}",
+            "img2img",
+            **source(0.8),
+            script_name="Outpainting mk2",
+            script_args=["", 64, 8, directions, 1.0, 0.05],
+            inpainting_fill=1,
+            inpaint_full_res=False,
+        )
+
+
+def _extras() -> Iterator[Case]:
+    for upscaler in ("None", "Lanczos", "Nearest"):
+        for scale in (2, 1.5, 0.5):
+            request = {"image": pictures.plain(), "upscaler_1": upscaler, "upscaling_resize": scale}
+            yield Case("extras", f"extras {upscaler} x{scale}", "extra-single-image", request)
+        for crop in (True, False):
+            request = {
+                "image": pictures.plain(),
+                "upscaler_1": upscaler,
+                "resize_mode": 1,
+                "upscaling_resize_w": 200,
+                "upscaling_resize_h": 300,
+                "upscaling_crop": crop,
+            }
+            yield Case("extras", f"extras {upscaler} to 200x300, crop {crop}", "extra-single-image", request)
+    mixed = {
+        "image": pictures.plain(),
+        "upscaler_1": "Lanczos",
+        "upscaler_2": "Nearest",
+        "extras_upscaler_2_visibility": 0.4,
+    }
+    yield Case("extras", "extras Lanczos and Nearest", "extra-single-image", mixed)
+    yield Case(
+        "extras",
+        "extras RGBA",
+        "extra-single-image",
+        {"image": pictures.transparent(), "upscaler_1": "Lanczos"},
+    )
+    yield Case(
+        "extras", "extras without the picture", "extra-single-image", {**mixed, "show_extras_results": False}
+    )
+    both = {
+        "imageList": [
+            {"data": pictures.plain(), "name": "a.png"},
+            {"data": pictures.other(), "name": "b.png"},
+        ]
+    }
+    yield Case("extras", "extras batch", "extra-batch-images", {**both, "upscaler_1": "Lanczos"})
+    yield Case("extras", "png-info", "png-info", {"image": pictures.with_infotext()})
+    yield Case("extras", "png-info of none", "png-info", {"image": pictures.plain()})
+
+
+def _refusals() -> Iterator[Case]:
+    wrong: dict[str, dict[str, Any]] = {
+        "unknown sampler": {"sampler_name": "Nowhere"},
+        "unknown scheduler": {"scheduler": "Nowhere"},
+        "unknown checkpoint": {"override_settings": {"sd_model_checkpoint": "nowhere"}},
+        "unknown VAE": {"override_settings": {"sd_vae": "nowhere"}},
+        "unknown option": {"override_settings": {"nowhere": 1}},
+        "unknown hires upscaler": hires_fields(hr_upscaler="Nowhere"),
+        "unknown hires sampler": hires_fields(hr_sampler_name="Nowhere"),
+        "unknown refiner": {"refiner_checkpoint": "nowhere", "refiner_switch_at": 0.5},
+        "unknown script": {"script_name": "Nowhere"},
+        "unknown always-on script": {"alwayson_scripts": {"nowhere": {"args": []}}},
+        "steps 0": {"steps": 0},
+        "width 0": {"width": 0},
+        "width a word": {"width": "wide"},
+        "batch 0": {"batch_size": 0},
+    }
+    for name, fields in wrong.items():
+        yield case("refusals", name, **fields)
+    yield case("refusals", "img2img without a picture", "img2img")
+    yield case("refusals", "img2img with what is no picture", "img2img", init_images=["bm90IGEgcGljdHVyZQ=="])
+    yield case("refusals", "resize_mode 7", "img2img", **source(0.5), resize_mode=7)
+
+
+def cases() -> Iterator[Case]:
+    yield from _families()
+    yield from _options()
+    yield from _scripts()
+    yield from _extras()
+    yield from _refusals()
