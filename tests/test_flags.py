@@ -280,4 +280,6 @@ def test_the_readmes_table_of_flags_is_the_declared_one(readme: str) -> None:
     flag_table = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(flag_table)
     text = (ROOT / readme).read_text(encoding="utf-8")
+    untold = [flag.name for flag in flag_table.listed() if flag.name not in flag_table.CHINESE]
+    assert not untold, "add a line to scripts/launch/flags_zh.json"
     assert flag_table.with_table(text, readme) == text, "run scripts/launch/flag_table.py"

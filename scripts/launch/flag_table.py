@@ -30,7 +30,7 @@ WORDS: dict[str, dict[str, Any]] = {
         "head": ("参数", "默认值", "作用"),
         "not yet": "*（已解析，暂无作用）*",
         "rest": "以下参数可以照旧写在命令行里，但在独立服务中没有意义，启动日志会说明：",
-        "help": lambda flag: CHINESE[flag.name],
+        "help": lambda flag: CHINESE.get(flag.name, f"{flag.name}: flags_zh.json lacks it"),
     },
 }
 
