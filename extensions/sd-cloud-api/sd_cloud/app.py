@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from sd_cloud import __version__, errors
+from sd_cloud import __version__
 from sd_cloud.access import Access, Users
-from sd_cloud.dialects import dashscope, eas, tasks, tasks_admin, tasks_models
+from sd_cloud.dialects import dashscope, eas, pages, tasks, tasks_admin, tasks_models
 from sd_cloud.dialects.asked import Seam
+from sd_cloud.dialects.pages import told
 from sd_cloud.dialects.replay import Replay
 from sd_cloud.dialects.task_flag import TaskFlag
 from sd_cloud.outputs.links import Links
@@ -57,7 +57,7 @@ def attach(
     access.users = Users(UserTable(service.store.database))
     seam = Seam(app, service, settings, access, native_job)
     service.replay = Replay(app, authorization=_webuis_own(settings))
-    for dialect in (tasks, tasks_models, tasks_admin, dashscope):
+    for dialect in (tasks, tasks_models, tasks_admin, dashscope, pages):
         # In front: one of them shares its path with Gradio.
         app.router.routes[0:0] = dialect.router(seam).routes
     # Not by add_middleware, which refuses an app that serves already, as a webui does by now; without
@@ -86,9 +86,9 @@ def attach(
     app.add_api_route("/healthz", healthz, methods=["GET"], include_in_schema=False)
     app.add_api_route("/readyz", readyz, methods=["GET"], include_in_schema=False)
     app.add_api_route(
-        "/sd-cloud/v1/files/{token}/{name}", _told(file), methods=["GET", "HEAD"], include_in_schema=False
+        "/sd-cloud/v1/files/{token}/{name}", told(file), methods=["GET", "HEAD"], include_in_schema=False
     )
-    app.add_api_route("/sd-cloud/v1/tasks/{task_id}/cancel", _told(cancel), methods=["POST"])
+    app.add_api_route("/sd-cloud/v1/tasks/{task_id}/cancel", told(cancel), methods=["POST"])
 
 
 def _webuis_own(settings: Settings) -> str | None:
@@ -109,17 +109,3 @@ async def why_not_ready(service: Service) -> str | None:
     if not (await asyncio.to_thread(service.catalogue)).checkpoints:
         return "no checkpoint is installed; put one into models/Stable-diffusion of the data dir"
     return None
-
-
-def _told(endpoint: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
-    """Our own routes tell a ServiceError as JSON, whatever app they hang on."""
-    from functools import wraps
-
-    @wraps(endpoint)
-    async def told(*args: object, **kwargs: object) -> Response:
-        try:
-            return await endpoint(*args, **kwargs)
-        except errors.ServiceError as error:
-            return JSONResponse({"error": error.code, "detail": str(error)}, status_code=error.http_status)
-
-    return told

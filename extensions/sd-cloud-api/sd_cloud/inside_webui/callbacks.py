@@ -44,14 +44,28 @@ def loading() -> None:
         keep_checkpoints(reserved_gib=cmd_opts.min_ram_reserved)
 
 
+@_or_without("hiding tabs")
+def before_page() -> None:
+    """``on_before_ui``: the page is about to be built."""
+    from modules.shared import cmd_opts, opts
+
+    from sd_cloud.inside_webui.tabs import hide_tabs
+
+    hide_tabs(opts, getattr(cmd_opts, "always_hide_tabs", None) or ())
+
+
 @_or_without("its API")
 def app_started(demo: Any, app: FastAPI) -> None:
     """``on_app_started``: hook this app. ``demo`` is None with ``--nowebui``.
 
     Called again, with another app, after "Reload UI".
     """
-    from sd_cloud.inside_webui.hook import hook
+    from modules.shared import opts
 
+    from sd_cloud.inside_webui.hook import hook
+    from sd_cloud.inside_webui.tabs import page_is_built
+
+    page_is_built(opts)
     hook(app)
 
 
@@ -66,7 +80,7 @@ def unloaded() -> None:
 @_or_without("its tabs", ())
 def tabs() -> Sequence[tuple[Any, str, str]]:
     """``on_ui_tabs``: our pages, each in a frame, as (blocks, title, id)."""
-    from sd_cloud.inside_webui.frames import framed_pages
+    from sd_cloud.inside_webui.tabs import framed_pages
 
     return framed_pages()
 
