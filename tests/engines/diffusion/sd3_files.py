@@ -47,6 +47,9 @@ def tiny_sd3(*, version: str = "3", t5: bool = False, clips: bool = True, seed: 
             continue
         sizes = next(table for prefix, table in _PARTS if key.startswith(prefix))
         made[name] = _weights(name, [sizes.get(side, side) for side in shape], random)
+    if t5:
+        base = "text_encoders.t5xxl.transformer."
+        made[f"{base}encoder.embed_tokens.weight"] = made[f"{base}shared.weight"]
     if version == "3.5-medium":
         made |= _medium_35(made, random)
     return made

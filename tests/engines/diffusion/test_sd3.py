@@ -127,6 +127,21 @@ def test_t5_sees_words_without_weights_then_an_end_and_padding(settings: Setting
     assert states.shape == (2, 8, 160) and not torch.equal(states[0], states[1])
 
 
+def test_t5_in_half_precision_keeps_what_would_overflow(settings: Settings) -> None:
+    t5_tokenizer(settings.data_dir / "models" / "CLIP" / "t5" / "tokenizer.json")
+    tensors = tiny_sd3(t5=True)
+    wide = "text_encoders.t5xxl.transformer.encoder.block.1.layer.1.DenseReluDense.wo.weight"
+    tensors[wide] = tensors[wide] * 30000
+    path = written(settings.folders.checkpoints[0] / "wide.safetensors", tensors)
+    whole = loaded(path).t5
+    half = load_model(path, None, Placement(dtype=torch.float16))
+    assert whole is not None and isinstance(half, Sd3Model) and half.t5 is not None
+    states = half.t5.encode(["a red cat"], 8, emphasis=True)
+    assert bool(states.isfinite().all())
+    difference = states.float() - whole.encode(["a red cat"], 8, emphasis=True)
+    assert float(difference.abs().mean()) < 0.02
+
+
 # --- pictures -----------------------------------------------------------------------------------
 
 

@@ -142,6 +142,10 @@ def build_t5(
         model = T5EncoderModel(t5_config(state, name))
     assign(model, state, name, "text encoder T5", dtype)
     model.encoder.embed_tokens.weight = model.shared.weight  # one matrix under two names
+    if dtype == torch.float16:
+        # What goes into the residual is kept wide: in half precision T5 overflows.
+        for block in model.encoder.block:
+            block.layer[-1].DenseReluDense.wo.float()
     try:
         found = Tokenizer.from_file(str(tokenizer))
     except Exception as error:  # the tokenizers package raises nothing narrower
