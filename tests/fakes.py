@@ -63,6 +63,8 @@ def step_seconds(job: Job) -> float:
 
 
 class PaintWorker:
+    unloaded = 0
+
     def run(self, job: Job, report: Report, control: Control) -> Outcome:
         prompt = job.payload.get("prompt")
         if prompt == "fail":
@@ -80,7 +82,11 @@ class PaintWorker:
                 return Outcome(done.pictures, done.info, interrupted=True)
             report(Progress(step=step, steps=steps, preview=Image.new("RGB", (8, 8))))
             time.sleep(step_seconds(job))
-        return paint(job)
+        outcome = paint(job)
+        return Outcome(outcome.pictures, {**outcome.info, "unloaded": self.unloaded})
+
+    def unload(self) -> None:
+        self.unloaded += 1
 
 
 def create(settings: Settings) -> PaintWorker:
@@ -99,6 +105,7 @@ class PaintEngine:
     def __init__(self, slots: int = 1) -> None:
         self.slots = slots
         self.started: list[Job] = []
+        self.unloaded = 0
         self._controls: dict[str, Control] = {}
         self.before: Callable[[Job], None] = lambda job: None
 
@@ -141,3 +148,6 @@ class PaintEngine:
 
     async def refresh(self) -> Catalogue:
         return CATALOGUE
+
+    async def unload(self) -> None:
+        self.unloaded += 1

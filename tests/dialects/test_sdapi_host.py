@@ -101,6 +101,13 @@ async def test_prompt_styles_are_read_from_the_file_as_it_is_now(world: Native) 
     assert await world.get("prompt-styles") == [{"name": "ink", "prompt": "ink", "negative_prompt": ""}]
 
 
+async def test_unloading_is_the_engines_and_the_next_request_is_served(world: Native) -> None:
+    assert (await world.post("unload-checkpoint")).json() == {}
+    assert world.engine.unloaded == 1
+    assert (await world.post("reload-checkpoint")).json() == {}
+    assert (await world.post("txt2img", {"steps": 1, "width": 64, "height": 64})).status_code == 200
+
+
 async def test_the_service_is_stopped_over_the_api_only_where_the_flag_allows_it(tmp_path: Path) -> None:
     stopped: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))

@@ -48,6 +48,16 @@ async def test_a_failing_job_leaves_the_engine_able_to_serve_the_next(engine: Ch
     assert (await engine.run(job(), unheard)).pictures
 
 
+async def test_unloading_waits_for_the_running_job_and_is_done_before_the_next(engine: ChildEngine) -> None:
+    first = asyncio.create_task(engine.run(job(steps=5, step_seconds=0.05), unheard))
+    while not engine.ready:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    await engine.unload()
+    assert (await first).info["unloaded"] == 0
+    assert (await engine.run(job(), unheard)).info["unloaded"] == 1
+
+
 async def test_an_engine_that_dies_takes_its_job_along_and_is_started_again(engine: ChildEngine) -> None:
     with pytest.raises(EngineDied, match="exit code 3"):
         await engine.run(job("crash"), unheard)

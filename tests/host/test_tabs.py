@@ -99,7 +99,8 @@ async def test_a_picture_is_made_larger_on_the_extras_tab(world: Native) -> None
     Image.new("RGB", (8, 8)).save(source)
     sent = {"path": str(source), "meta": {"_type": "gradio.FileData"}}
     made = await browser.result("extras_generate", extras_image=sent, extras_upscaler_1="Lanczos")
-    assert Path(made["extras_result"]["path"]).is_file()
+    with Image.open(made["extras_result"]["path"]) as picture:
+        assert picture.format == "PNG"
     assert world.job.kind == "extras" and world.job.payload["upscaler_1"] == "Lanczos"
 
 

@@ -158,10 +158,12 @@ class _Host:
         return answer(None)
 
     async def unloadapi(self) -> Response:
-        raise _no("unloading a checkpoint by hand: the engine drops the least recently used by itself")
+        await self._service.engine.unload()
+        return answer({})
 
     async def reloadapi(self) -> Response:
-        raise _no("reloading a checkpoint by hand: the engine loads what each request asks for")
+        """Nothing to do: every request brings its own checkpoint, and the engine loads that."""
+        return answer({})
 
     async def kill_webui(self) -> Response:
         return self._stop()

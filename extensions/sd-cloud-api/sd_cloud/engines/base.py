@@ -122,6 +122,10 @@ class Engine(Protocol):
         """Look the folders up again."""
         ...
 
+    async def unload(self) -> None:
+        """Let go of every loaded model once the running job is over; the next job loads its own."""
+        ...
+
 
 class EngineDied(EngineFailed):
     """The engine's process ended under a job. The job may be delivered again."""
@@ -163,4 +167,8 @@ class Worker(Protocol):
 
     def run(self, job: Job, report: Report, control: Control) -> Outcome:
         """Make the pictures; raises a ServiceError. Must leave itself able to run the next job."""
+        ...
+
+    def unload(self) -> None:
+        """Let go of every loaded model. Never called while a job runs."""
         ...

@@ -2,7 +2,7 @@
 
 The API process never imports torch. It talks to the child over a pipe with pickled tuples:
 
-    to the child      ("run", job)  ("ask", job id, verdict)
+    to the child      ("run", job)  ("ask", job id, verdict)  ("unload",)
     from the child    ("ready",)  ("progress", job id, Progress)
                       ("done", job id, Outcome)  ("failed", job id, ServiceError)
 
@@ -148,6 +148,14 @@ class ChildEngine:
         self._catalogue = await asyncio.to_thread(self._scan, self._settings)
         return self._catalogue
 
+    async def unload(self) -> None:
+        if not self.ready:
+            return  # a child that has only begun has nothing loaded
+        try:
+            await asyncio.to_thread(self._send, ("unload",))
+        except EngineDied:
+            pass  # and one that is gone has nothing left
+
     # -- the pipe -----------------------------------------------------------------------------
 
     async def _ask(self, job_id: str, verdict: Verdict) -> bool:
@@ -193,6 +201,7 @@ class ChildEngine:
         if job_id not in self._jobs:
             return
         done, report = self._jobs[job_id]
+        self._sent.add(job_id)  # its answer can be here before the sending thread is back
         if what == "progress":
             report(content)
         elif not done.done():
@@ -254,6 +263,7 @@ class _Child:
         self._pipe = pipe
         self._sending = threading.Lock()
         self._controls: dict[str, Control] = {}
+        self._working = threading.Lock()
 
     def serve(self) -> None:
         self._say("ready")
@@ -268,11 +278,18 @@ class _Child:
                 threading.Thread(target=self._run, args=(job,), name=f"job {job.id}").start()
             elif message[0] == "ask" and message[1] in self._controls:
                 self._controls[message[1]].ask(message[2])
+            elif message[0] == "unload":
+                threading.Thread(target=self._unload, name="unload").start()
+
+    def _unload(self) -> None:
+        with self._working:
+            self._worker.unload()
 
     def _run(self, job: Job) -> None:
         try:
             control = self._controls[job.id]
-            outcome = self._worker.run(job, lambda p: self._say("progress", job.id, p), control)
+            with self._working:
+                outcome = self._worker.run(job, lambda p: self._say("progress", job.id, p), control)
             if control.verdict == "cancel":
                 raise Cancelled("the task was cancelled while it ran")
             self._say("done", job.id, outcome)

@@ -80,6 +80,9 @@ class WebuiEngine:
         await asyncio.to_thread(look_again)
         return catalogue()
 
+    async def unload(self) -> None:
+        raise NotImplementedHere("the webui unloads its checkpoint itself: POST /sdapi/v1/unload-checkpoint")
+
     def close(self) -> None:
         """Take no further job; the one that runs goes on to its end."""
         self._thread.shutdown(wait=False)

@@ -65,6 +65,9 @@ class DiffusionWorker:
         one.marks |= marks
         return one.run()
 
+    def unload(self) -> None:
+        self.workshop.clear()
+
     def _out_of_memory(self, job: Job, error: BaseException) -> OutOfMemory:
         log.warning("job %s ran out of memory: %s", job.id, error)
         # The error's traceback holds the tensors that filled the memory.
