@@ -264,6 +264,7 @@ class _Child:
         self._sending = threading.Lock()
         self._controls: dict[str, Control] = {}
         self._working = threading.Lock()
+        self._unload_asked = False
 
     def serve(self) -> None:
         self._say("ready")
@@ -279,16 +280,24 @@ class _Child:
             elif message[0] == "ask" and message[1] in self._controls:
                 self._controls[message[1]].ask(message[2])
             elif message[0] == "unload":
+                self._unload_asked = True
                 threading.Thread(target=self._unload, name="unload").start()
 
     def _unload(self) -> None:
+        """Between two jobs: whoever has the turn next does it first."""
         with self._working:
+            self._unload_if_asked()
+
+    def _unload_if_asked(self) -> None:
+        if self._unload_asked:
+            self._unload_asked = False
             self._worker.unload()
 
     def _run(self, job: Job) -> None:
         try:
             control = self._controls[job.id]
             with self._working:
+                self._unload_if_asked()
                 outcome = self._worker.run(job, lambda p: self._say("progress", job.id, p), control)
             if control.verdict == "cancel":
                 raise Cancelled("the task was cancelled while it ran")
