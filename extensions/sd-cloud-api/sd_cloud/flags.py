@@ -144,6 +144,12 @@ OURS: tuple[Flag, ...] = (
         metavar="SECONDS",
     ),
     _ours(
+        "--dashscope-model",
+        "which checkpoint a DashScope model name stands for (default: the first of its base)",
+        "list",
+        metavar="NAME=CHECKPOINT",
+    ),
+    _ours(
         "--async-service",
         "name of the asynchronous queue service",
         "text",

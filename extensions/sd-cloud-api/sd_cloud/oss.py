@@ -114,6 +114,13 @@ class Oss:
         except _failures() as error:
             raise InputUnreachable(f"{address} could not be read: {_reason(error)}", field=field) from error
 
+    def delete(self, address: OssAddress) -> None:
+        """Delete one object; one that is not there is fine. Raises SavingFailed."""
+        try:
+            self._bucket(address.bucket).delete_object(address.key)
+        except _failures() as error:
+            raise SavingFailed(f"{address} could not be deleted: {_reason(error)}") from error
+
     def sign(self, address: OssAddress, seconds: int) -> str:
         """A link to the object that needs no credentials and expires after ``seconds``.
 

@@ -26,8 +26,12 @@ log = logging.getLogger(__name__)
 FETCHING_AT_ONCE = 8
 #: How long a cancelled engine may take to reach its next step before it is given up.
 CANCEL_GRACE_SECONDS = 30.0
-#: How often a service looks for what other, dead processes left behind.
-RECOVER_SECONDS = 30.0
+#: How often a service looks for what other, dead processes left behind, and for what has expired.
+HOUSEKEEPING_SECONDS = 30.0
+#: How long the dispatcher waits when the database fails.
+RETRY_SECONDS = 1.0
+#: Tasks that are cleaned away at once.
+CLEANED_AT_ONCE = 50
 
 
 class Inputs(Protocol):
@@ -42,6 +46,8 @@ class Outputs(Protocol):
     """Saves what a job's target asks for and fills in the pictures' paths and links."""
 
     async def save(self, job: Job, outcome: Outcome) -> Outcome: ...
+
+    async def remove(self, job: Job, outcome: Outcome) -> None: ...
 
 
 class Service:
@@ -91,7 +97,7 @@ class Service:
         self._stop_listening = [listen("ended", self._heard_end), listen("cancel", self._heard_cancel)]
         self._forever = [
             asyncio.create_task(self._dispatch(), name="sd-cloud dispatcher"),
-            asyncio.create_task(self._recover(), name="sd-cloud recovery"),
+            asyncio.create_task(self._keep_house(), name="sd-cloud housekeeping"),
         ]
 
     async def stop(self, drain_seconds: float = 0.0) -> None:
@@ -300,6 +306,11 @@ class Service:
             await self._slots.acquire()
             try:
                 task = await self._next()
+            except Exception:
+                self._slots.release()
+                log.exception("the next task could not be taken; trying again in %g s", RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
             except BaseException:
                 self._slots.release()
                 raise
@@ -468,22 +479,40 @@ class Service:
 
     # -- other processes ----------------------------------------------------------------------
 
-    async def _recover(self) -> None:
+    async def _keep_house(self) -> None:
         while True:
-            found = await self.store.recover(max_delivery=self.max_delivery)
-            for job in (*found.unprepared, *found.suspects):
-                self._live.setdefault(job.id, Live.of(job))
-            for job in found.unprepared:
-                self._spawn(self._prepare(job))
-            if found.suspects:
-                self._spawn(self._prepare_singly(found.suspects))
-            if found.unprepared or found.suspects or found.ended:
-                log.warning(
-                    "a service ended before its work: %d tasks prepared again, %d failed",
-                    len(found.unprepared) + len(found.suspects),
-                    len(found.ended),
-                )
-            await asyncio.sleep(RECOVER_SECONDS)
+            try:
+                await self._recover()
+                await self.clean()
+            except Exception:  # a database or a bucket that is away for a while: the next round may do
+                log.exception("housekeeping failed; it is tried again in %g s", HOUSEKEEPING_SECONDS)
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
+    async def clean(self) -> int:
+        """Forget the tasks whose time is over, and the pictures kept for them; how many they were."""
+        count = 0
+        while expired := await self.store.expired(limit=CLEANED_AT_ONCE):
+            for task in expired:
+                if task.outcome is not None and any(picture.path for picture in task.outcome.pictures):
+                    await self.outputs.remove(task.job, task.outcome)
+            await self.store.forget([task.id for task in expired])
+            count += len(expired)
+        return count
+
+    async def _recover(self) -> None:
+        found = await self.store.recover(max_delivery=self.max_delivery)
+        for job in (*found.unprepared, *found.suspects):
+            self._live.setdefault(job.id, Live.of(job))
+        for job in found.unprepared:
+            self._spawn(self._prepare(job))
+        if found.suspects:
+            self._spawn(self._prepare_singly(found.suspects))
+        if found.unprepared or found.suspects or found.ended:
+            log.warning(
+                "a service ended before its work: %d tasks prepared again, %d failed",
+                len(found.unprepared) + len(found.suspects),
+                len(found.ended),
+            )
 
     async def _prepare_singly(self, jobs: Sequence[Job]) -> None:
         """One at a time, so that the one that ends the service is the only one to be blamed."""

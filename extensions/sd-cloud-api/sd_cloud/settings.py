@@ -129,6 +129,7 @@ class Settings:
     task_retention_hours: float | None = None  # None: 24 for DashScope's tasks, 720 for others
     async_service: str = "sd_async"
     queue_payload_bytes: int = 8 * 1024
+    dashscope_models: tuple[tuple[str, str], ...] = ()  # (DashScope's name, checkpoint)
     # the pages
     filebrowser: bool = False
     always_hide_tabs: tuple[str, ...] = ()

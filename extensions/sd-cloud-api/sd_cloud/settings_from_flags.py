@@ -97,7 +97,8 @@ def settings_of(values: Mapping[str, Any], environ: Mapping[str, str] = os.envir
         job_seconds=given["job_seconds"],
         database_url=given["database_url"],
         task_retention_hours=given["task_retention"],
-        async_service=given["async_service"],
+        async_service=_service_name(given["async_service"]),
+        dashscope_models=tuple(_dashscope_model(one) for one in given["dashscope_model"]),
         queue_payload_bytes=int(given["queue_payload_kib"] * 1024),
         filebrowser=given["filebrowser"],
         always_hide_tabs=tuple(given["always_hide_tabs"]),
@@ -242,6 +243,19 @@ def _bucket(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9](/.+)?", name):
         raise SettingsError("--oss-allow", f"{text!r} is not bucket or bucket/prefix")
     return name
+
+
+def _service_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", text or ""):
+        raise SettingsError("--async-service", f"{text!r} is not a name of letters, digits and _.-")
+    return text
+
+
+def _dashscope_model(text: str) -> tuple[str, str]:
+    name, equals, checkpoint = text.partition("=")
+    if not (name and equals and checkpoint):
+        raise SettingsError("--dashscope-model", f"{text!r} is not NAME=CHECKPOINT")
+    return name, checkpoint
 
 
 def _mount(text: str) -> tuple[str, str]:

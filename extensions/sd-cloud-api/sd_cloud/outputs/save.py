@@ -16,7 +16,7 @@ from sd_cloud.outputs.large import jpeg_copy
 from sd_cloud.outputs.links import Links
 from sd_cloud.outputs.names import Name, eas_name, task_name, webui_name
 from sd_cloud.outputs.png import CONTENT_TYPES, encodable, encode
-from sd_cloud.roots import Roots
+from sd_cloud.roots import Roots, resolved
 from sd_cloud.settings import Settings
 
 FIELD = "save_dir"
@@ -57,6 +57,20 @@ class Outputs:
         if job.target is None or not outcome.pictures:
             return outcome
         return await asyncio.to_thread(self._save, job, outcome)
+
+    async def remove(self, job: Job, outcome: Outcome) -> None:
+        """Delete a task's own pictures, whose time is over. Those that a caller named a folder for
+        (EAS' ``save_dir``, the webui's folders) are the caller's and stay."""
+        if job.target is not None and job.target.naming == "task":
+            paths = [picture.path for picture in outcome.pictures if picture.path]
+            await asyncio.to_thread(self._remove, paths)
+
+    def _remove(self, paths: list[str]) -> None:
+        for path in paths:
+            if path.startswith(SCHEME):
+                self._oss.delete(OssAddress.parse(path, field=FIELD))
+            elif self._roots.holds(resolved(Path(path))):
+                Path(path).unlink(missing_ok=True)
 
     def _save(self, job: Job, outcome: Outcome) -> Outcome:
         assert job.target is not None

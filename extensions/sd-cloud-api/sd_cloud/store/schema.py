@@ -204,3 +204,12 @@ webhooks = Table(
     Column("attempts", Integer, nullable=False, default=0),
     Column("due", Double, nullable=False),
 )
+
+#: Tasks that expired: their owner is told that they were, everybody else that they never were.
+forgotten = Table(
+    "forgotten",
+    metadata,
+    Column("task_id", String(64), primary_key=True),
+    Column("owner", String(255), nullable=False),
+    Column("until", Double, nullable=False),
+)

@@ -11,7 +11,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from sd_cloud.errors import (
@@ -27,9 +40,11 @@ from sd_cloud.settings import Settings
 from sd_cloud.store import codec, quota, usage
 from sd_cloud.store.base import ENDED, OVERTAKES, Recovered, State, Task
 from sd_cloud.store.database import Database, open_database
-from sd_cloud.store.schema import owners, tasks, webhooks
+from sd_cloud.store.schema import forgotten, owners, tasks, webhooks
 
 DAY_SECONDS = 86400.0
+#: How long it is known that a task was there and has expired.
+REMEMBERED_SECONDS = 30 * DAY_SECONDS
 #: Claims that meet another process's claim of the same order key are tried again this often.
 CLAIM_TRIES = 5
 
@@ -351,8 +366,24 @@ class SqlStore:
 
     async def get(self, task_id: str) -> Task | None:
         def work(connection: Connection) -> Task | None:
-            row = connection.execute(select(tasks).where(tasks.c.id == task_id)).one_or_none()
+            row = connection.execute(
+                select(tasks).where(tasks.c.id == task_id, _unexpired(time.time()))
+            ).one_or_none()
             return _task(row) if row is not None else None
+
+        return await self.database.read(work)
+
+    async def was_of(self, task_id: str, owner: str) -> bool:
+        """Did this owner have such a task, which has expired?"""
+
+        def work(connection: Connection) -> bool:
+            gone = select(forgotten.c.task_id).where(
+                forgotten.c.task_id == task_id, forgotten.c.owner == owner
+            )
+            going = select(tasks.c.id).where(
+                tasks.c.id == task_id, tasks.c.owner == owner, ~_unexpired(time.time())
+            )
+            return any(connection.execute(one).first() is not None for one in (gone, going))
 
         return await self.database.read(work)
 
@@ -368,7 +399,8 @@ class SqlStore:
         offset: int = 0,
     ) -> list[Task]:
         """Tasks, the newest first; ``since`` and ``until`` are times of submission."""
-        wanted = select(tasks).order_by(tasks.c.number.desc()).limit(limit).offset(offset)
+        wanted = select(tasks).where(_unexpired(time.time())).order_by(tasks.c.number.desc())
+        wanted = wanted.limit(limit).offset(offset)
         for column, value in ((tasks.c.owner, owner), (tasks.c.dialect, dialect)):
             if value is not None:
                 wanted = wanted.where(column == value)
@@ -408,9 +440,23 @@ class SqlStore:
         return await self.database.read(work)
 
     async def forget(self, task_ids: Sequence[str]) -> None:
-        await self.database.write(
-            lambda connection: connection.execute(tasks.delete().where(tasks.c.id.in_(task_ids)))
-        )
+        """Remove these tasks; that they were stays known for `REMEMBERED_SECONDS`."""
+        now = time.time()
+
+        def work(connection: Connection) -> None:
+            rows = connection.execute(select(tasks.c.id, tasks.c.owner).where(tasks.c.id.in_(task_ids))).all()
+            connection.execute(delete(forgotten).where(forgotten.c.until < now))
+            for row in rows:
+                connection.execute(
+                    insert(forgotten).values(task_id=row.id, owner=row.owner, until=now + REMEMBERED_SECONDS)
+                )
+            connection.execute(delete(tasks).where(tasks.c.id.in_(task_ids)))
+
+        await self.database.write(work)
+
+
+def _unexpired(now: float) -> ColumnElement[bool]:
+    return or_(tasks.c.expires.is_(None), tasks.c.expires > now)
 
 
 def next_in_turn(process: str) -> Select[Any]:

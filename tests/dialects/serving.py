@@ -1,0 +1,55 @@
+"""The standalone app on a port of its own, for clients that speak to a server and to nothing else."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from sd_cloud.host.app import build
+from sd_cloud.service import Service
+from sd_cloud.settings import Settings, settings_below
+from tests.dialects.sdapi_world import PaintEngineWithNames
+
+
+@dataclass
+class Served:
+    url: str
+    app: FastAPI
+    engine: PaintEngineWithNames
+    settings: Settings
+
+    @property
+    def service(self) -> Service:
+        service: Service = self.app.state.sd_cloud
+        return service
+
+
+@contextmanager
+def served(data_dir: Path, **changes: Any) -> Iterator[Served]:
+    """The app with an engine that paints, on a free port of this machine."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    settings = settings_below(data_dir, port=port, **changes)
+    engine = PaintEngineWithNames()
+    app = build(settings, engine=engine)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield Served(f"http://127.0.0.1:{port}", app, engine, settings)
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+        listener.close()
