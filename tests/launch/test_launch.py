@@ -169,6 +169,13 @@ def test_a_port_that_is_taken_is_told_in_a_sentence(tmp_path: Path) -> None:
     assert f"can't serve on 127.0.0.1:{port}" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_config_that_cannot_be_read_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{broken")
+    done = command("launch", "--port", "0", "--data-dir", str(tmp_path), "--state-dir", str(tmp_path / "s"))
+    assert done.returncode == 1
+    assert "config.json" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

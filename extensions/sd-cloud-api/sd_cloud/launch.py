@@ -16,6 +16,7 @@ import uvicorn
 
 from sd_cloud.access import made_token
 from sd_cloud.command_line import parse
+from sd_cloud.errors import ServiceError
 from sd_cloud.request_log import RequestLog
 from sd_cloud.service import CANCEL_GRACE_SECONDS
 from sd_cloud.settings import Settings
@@ -41,7 +42,8 @@ def launch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     logging.basicConfig(
         level=settings.loglevel, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for talkative in ("httpx", "alembic"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     for note in given.notes:
         log.warning("%s", note)
     stop = _StopSignals()
@@ -65,7 +67,7 @@ def _build(settings: Settings) -> FastAPI:
 
     try:
         return build(settings)
-    except OptionsUnreadable as error:
+    except (OptionsUnreadable, ServiceError) as error:
         raise OSError(str(error)) from error
 
 
