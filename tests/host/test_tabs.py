@@ -113,6 +113,7 @@ async def test_img2img_without_a_picture_is_told_so(world: Native) -> None:
 async def test_tabs_can_be_hidden_by_flag(tmp_path: Path) -> None:
     async with native(tmp_path, nowebui=False, always_hide_tabs=("Settings", "PNG Info")) as world:
         browser = await Browser.opened(world)
+        assert browser.has("tab_jobs") and not browser.has("tab_files")
         visible = {
             tab: browser.component(f"tab_{tab}")["props"]["visible"]
             for tab in ("txt2img", "settings", "png_info")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import gradio as gr
+from gradio.i18n import I18nData
 
 #: Key: English, Chinese.
 WORDS: dict[str, tuple[str, str]] = {
@@ -97,21 +100,18 @@ WORDS: dict[str, tuple[str, str]] = {
     "default_checkpoint": ("Default checkpoint", "默认模型"),
 }
 
-LOCALES = ("en", "zh-CN")
 
-_translations = {
-    "en": {key: words[0] for key, words in WORDS.items()},
-    "zh-CN": {key: words[1] for key, words in WORDS.items()},
+def dictionary(more: Mapping[str, tuple[str, str]]) -> gr.I18n:
+    """All words for gradio, with ``more`` of the same form."""
+    english = {key: words[0] for key, words in (*WORDS.items(), *more.items())}
+    chinese = {key: words[1] for key, words in (*WORDS.items(), *more.items())}
     # A browser may ask for the language alone.
-    "zh": {key: words[1] for key, words in WORDS.items()},
-}
-I18N = gr.I18n(**_translations)
+    return gr.I18n(**{"en": english, "zh-CN": chinese, "zh": chinese})
 
 
 def word(key: str) -> str:
-    """A label that the browser shows in its language. Raises KeyError for a word that is not listed.
+    """A label that the browser shows in its language.
 
     Gradio's own type for it behaves as a str wherever a component takes a text.
     """
-    WORDS[key]
-    return I18N(key)  # type: ignore[no-any-return]
+    return I18nData(key)  # type: ignore[return-value]

@@ -15,12 +15,13 @@ from fastapi import FastAPI
 from gradio.routes import INTERNAL_ROUTES
 from starlette.routing import Mount
 
-from sd_cloud.host.i18n import I18N, word
+from sd_cloud.host.i18n import dictionary, word
 from sd_cloud.host.page import Fresh, Page
 from sd_cloud.host.tab_extras import extras_tab
 from sd_cloud.host.tab_making import MakingTab, making_tab
 from sd_cloud.host.tab_png_info import png_info_tab
 from sd_cloud.host.tab_settings import settings_tab
+from sd_cloud.pages import frame, is_hidden, pages_of
 from sd_cloud.settings import Settings
 
 #: Fonts of the system: the default theme's would come from a font service.
@@ -41,6 +42,9 @@ FILES_SECONDS = (3600, 24 * 3600)
 LOOK_SECONDS = 0.2
 
 
+TABS = ("txt2img", "img2img", "extras", "png_info", "settings")
+
+
 def open_paths(settings: Settings) -> tuple[str, ...]:
     """Paths that the access gate leaves to gradio's own log-in: all of the page's, if there is one."""
     return _PAGE_PATHS if settings.gradio_auth else ()
@@ -59,7 +63,7 @@ def mount(app: FastAPI, page: Page) -> FastAPI:
         path="/",
         root_path=settings.subpath or None,
         auth=list(settings.gradio_auth) or None,
-        i18n=I18N,
+        i18n=dictionary({f"page_{one.id}": (one.title, one.title_zh) for one in pages_of(settings)}),
         theme=theme,
         css=_CSS,
         footer_links=["settings"],
@@ -118,6 +122,9 @@ def blocks(page: Page) -> gr.Blocks:
                 extras_picture = extras_tab(page)
             with gr.Tab(word("png_info"), id="png_info", elem_id="tab_png_info", visible="png_info" in shown):
                 png_info_tab(made["txt2img"], made["img2img"], tabs)
+            for one in pages_of(page.settings):
+                with gr.Tab(word(f"page_{one.id}"), id=one.id, elem_id=f"tab_{one.id}"):
+                    gr.HTML(frame(one))
             with gr.Tab(word("settings"), id="settings", elem_id="tab_settings", visible="settings" in shown):
                 settings_tab(page)
         for tab in made.values():
@@ -130,8 +137,7 @@ def blocks(page: Page) -> gr.Blocks:
 
 def _shown(page: Page) -> set[str]:
     """Every tab but those that ``--always-hide-tabs`` names, by id or by its English title."""
-    hidden = {name.strip().lower().replace(" ", "_") for name in page.settings.always_hide_tabs}
-    return {"txt2img", "img2img", "extras", "png_info", "settings"} - hidden
+    return {id for id in TABS if not is_hidden(page.settings.always_hide_tabs, id)}
 
 
 def _keep_lists_fresh(
