@@ -28,10 +28,10 @@ from sd_cloud.engines.diffusion.controlnet_after import (
     finish_for,
 )
 from sd_cloud.engines.diffusion.controlnet_call import Call, Residuals
-from sd_cloud.engines.diffusion.controlnet_maps import Canvas, fit, perfect_resolution, unit_image
+from sd_cloud.engines.diffusion.controlnet_maps import Canvas, Map, fit, perfect_resolution, unit_image
 from sd_cloud.engines.diffusion.controlnet_model import ControlNet, load_controlnet
 from sd_cloud.engines.diffusion.controlnet_units import ControlUnit, find_control_model, unit_infotext
-from sd_cloud.engines.diffusion.preprocess import Detection, Pixels, detect
+from sd_cloud.engines.diffusion.preprocess import Detection, detect
 from sd_cloud.engines.diffusion.preprocess_table import MODULES
 from sd_cloud.errors import BadRequest, NotImplementedHere
 from sd_cloud.job import Picture
@@ -230,7 +230,7 @@ def _settled(unit: ControlUnit, canvas: Canvas) -> ControlUnit:
     return replace(unit, module=MODULES["inpaint"]) if doubled else unit
 
 
-def _maps(unit: ControlUnit, canvas: Canvas, settings: Settings) -> tuple[Pixels, Pixels | None]:
+def _maps(unit: ControlUnit, canvas: Canvas, settings: Settings) -> tuple[Map, Map | None]:
     """The unit's map at the picture's size, and at the hires pass's."""
     pixels, mode = unit_image(unit, canvas)
     size = canvas.latent_size
@@ -238,7 +238,9 @@ def _maps(unit: ControlUnit, canvas: Canvas, settings: Settings) -> tuple[Pixels
     if unit.pixel_perfect:
         resolution = perfect_resolution(pixels, size, mode)
     detection = Detection(resolution, unit.threshold_a, unit.threshold_b, canvas.seed)
-    found = detect(unit.module, pixels, detection, settings, field=f"{unit.field}.module")
+    found: Map = detect(unit.module, pixels, detection, settings, field=f"{unit.field}.module")
+    if unit.module.is_inpaint:
+        found = found.astype(np.float32)
     hires = canvas.latent_hires_size
     return fit(found, mode, size), None if hires is None else fit(found, mode, hires)
 
@@ -252,8 +254,8 @@ def _check_hint(unit: ControlUnit, network: ControlNet) -> None:
         )
 
 
-def as_tensor(pixels: Pixels) -> Tensor:
-    """[H, W, C] bytes to [1, C, H, W] in 0..1."""
+def as_tensor(pixels: Map) -> Tensor:
+    """[H, W, C] in 0..255 to [1, C, H, W] in 0..1."""
     return torch.from_numpy(pixels.astype(np.float32) / 255.0).permute(2, 0, 1).unsqueeze(0).contiguous()
 
 
@@ -265,8 +267,8 @@ def inpaint_hint(hint: Tensor) -> Tensor:
     return hint[:, :3] * (1 - masked) - masked
 
 
-def _picture(pixels: Pixels) -> Picture:
+def _picture(pixels: Map) -> Picture:
     """A map to show; where inpainting goes, it is half transparent."""
     if pixels.shape[2] == 4:
-        pixels = np.dstack([pixels[:, :, :3], 255 - pixels[:, :, 3] // 2])
+        pixels = np.dstack([pixels[:, :, :3], 255 - pixels[:, :, 3] // 2]).clip(0, 255).astype(np.uint8)
     return Picture(Image.fromarray(np.ascontiguousarray(pixels)), role="control_map")

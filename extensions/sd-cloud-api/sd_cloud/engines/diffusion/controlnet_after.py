@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sd_cloud.engines.diffusion.controlnet_call import Call
+from sd_cloud.engines.diffusion.controlnet_maps import Map
 from sd_cloud.engines.diffusion.controlnet_units import ControlUnit
-from sd_cloud.engines.diffusion.preprocess import Pixels
 
 Finish = Callable[[Tensor], Tensor]
 Encode = Callable[[Tensor], Tensor]
@@ -77,7 +77,7 @@ def low_part(latent: Tensor, reach: int) -> Tensor:
     return functional.avg_pool2d(padded, 2 * reach + 1, stride=1)
 
 
-def finish_for(unit: ControlUnit, pixels: Pixels, blur_px: int) -> Finish | None:
+def finish_for(unit: ControlUnit, pixels: Map, blur_px: int) -> Finish | None:
     """What the unit does to the decoded picture; ``pixels`` is its map at the final size."""
     name = unit.module.name
     if name == "inpaint_only":
@@ -97,7 +97,7 @@ class _PutBack:
     mask: Tensor
 
     @classmethod
-    def of_map(cls, pixels: Pixels, blur_px: int) -> _PutBack:
+    def of_map(cls, pixels: Map, blur_px: int) -> _PutBack:
         mask = pixels[:, :, 3].astype(np.float32) / 255.0
         if blur_px > 0:
             wider = cv2.dilate(mask, np.ones((blur_px, blur_px), np.uint8))

@@ -19,6 +19,9 @@ from sd_cloud.engines.diffusion.preprocess import Pixels, rgb
 from sd_cloud.engines.diffusion.preprocess_networks import ridges
 from sd_cloud.errors import BadRequest
 
+Map = NDArray[Any]
+"""[height, width, 3] bytes, or with a mask as the fourth channel, then float32 in 0..255."""
+
 FLAT_COLOURS = range(3, 200)
 THINNING_TURNS = 32
 
@@ -134,8 +137,8 @@ def perfect_resolution(pixels: Pixels, size: tuple[int, int], mode: ResizeMode) 
     return int(np.round(factor * min(height, width)))
 
 
-def fit(pixels: Pixels, mode: ResizeMode, size: tuple[int, int]) -> Pixels:
-    """A control map at ``size`` (width, height): stretched, cropped or bordered by its median edge colour."""
+def fit(pixels: Map, mode: ResizeMode, size: tuple[int, int]) -> Map:
+    """A map at ``size`` (width, height): stretched, cropped or bordered by its median edge colour."""
     width, height = size
     if mode == "Just Resize":
         return np.ascontiguousarray(resized_map(pixels, size))
@@ -149,13 +152,13 @@ def fit(pixels: Pixels, mode: ResizeMode, size: tuple[int, int]) -> Pixels:
     border = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
     if border.shape[0] == 4:
         border[3] = 255  # what is added is to be inpainted
-    filled = np.tile(border.astype(np.uint8), (height, width, 1))
+    filled = np.tile(border.astype(pixels.dtype), (height, width, 1))
     top, left = max(0, (height - inner[1]) // 2), max(0, (width - inner[0]) // 2)
     filled[top : top + inner[1], left : left + inner[0]] = scaled
     return np.ascontiguousarray(filled)
 
 
-def resized_map(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+def resized_map(pixels: Map, size: tuple[int, int]) -> Map:
     """Resized by what the map is: edges, flat colours, or a photograph; a mask stays black and white."""
     mask = pixels[:, :, 3] if pixels.shape[2] == 4 else None
     colours = pixels[:, :, :3]
@@ -168,28 +171,28 @@ def resized_map(pixels: Pixels, size: tuple[int, int]) -> Pixels:
         how = cv2.INTER_NEAREST
     else:
         how = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-    scaled = np.asarray(cv2.resize(np.ascontiguousarray(colours), size, interpolation=how), np.uint8)
+    scaled = np.asarray(cv2.resize(np.ascontiguousarray(colours), size, interpolation=how), pixels.dtype)
     if mask is not None:
-        mask = np.asarray(cv2.resize(np.ascontiguousarray(mask), size, interpolation=how), np.uint8)
+        mask = np.asarray(cv2.resize(np.ascontiguousarray(mask), size, interpolation=how), pixels.dtype)
     if count == 2 and colours.min() < 16 and colours.max() > 240:
         scaled = _two_colours(scaled, thin_edges=_is_one_pixel_wide(colours), prune=larger)
     return _with_mask(scaled, mask)
 
 
-def _with_mask(colours: Pixels, mask: Pixels | None) -> Pixels:
+def _with_mask(colours: Map, mask: Map | None) -> Map:
     if mask is None:
         return colours
-    return np.dstack([colours, np.where(mask > 127, 255, 0).astype(np.uint8)])
+    return np.dstack([colours, np.where(mask > 127, 255, 0).astype(colours.dtype)])
 
 
-def _is_one_pixel_wide(colours: Pixels) -> bool:
+def _is_one_pixel_wide(colours: Map) -> bool:
     """Whether opening by 3 x 3 px takes away more than half of what is drawn."""
     square = np.ones((3, 3), np.uint8)
     opened = np.asarray(cv2.dilate(cv2.erode(colours, square), square))
     return bool((opened < colours).sum() * 2 > (colours > 127).sum())
 
 
-def _two_colours(scaled: Pixels, *, thin_edges: bool, prune: bool) -> Pixels:
+def _two_colours(scaled: Map, *, thin_edges: bool, prune: bool) -> Pixels:
     grey: Pixels = scaled.astype(np.float32).mean(axis=2).clip(0, 255).astype(np.uint8)
     if thin_edges:
         grey = ridges(grey)
