@@ -221,6 +221,7 @@ class Conditioner:
 
     def _prepared(self, encoder: TextEncoder, chunks: Sequence[Chunk]) -> tuple[Tensor, list[Placed]]:
         """Token ids [N, 77] for one encoder, and the textual inversions among them."""
+        self.model.bring(encoder.model)
         device = encoder.model.embeddings.token_embedding.weight.device
         ids = torch.tensor([_padded(chunk.tokens, encoder.pad) for chunk in chunks], device=device)
         placed = [
@@ -273,7 +274,7 @@ class Conditioner:
         else:
             values = [height, width, *crop, height, width]
         weight = self.model.text[0].model.embeddings.token_embedding.weight
-        numbers = torch.tensor(values, device=weight.device)
+        numbers = torch.tensor(values, device=self.model.placement.device)
         return sinusoid(numbers, 256).to(weight.dtype).reshape(1, -1)
 
 

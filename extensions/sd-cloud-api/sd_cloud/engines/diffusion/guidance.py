@@ -226,6 +226,7 @@ class Guided:
             hires=self.hires,
         )
         added = self.controls.residuals(call) if self.controls else None
+        self.model.bring(self.model.unet)
         out: Tensor = self.model.unet(
             call.latents,
             call.timesteps,

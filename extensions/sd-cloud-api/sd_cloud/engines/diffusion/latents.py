@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,16 +14,23 @@ from sd_cloud.engines.diffusion.noise import Source
 from sd_cloud.errors import EngineFailed
 
 
+def _stays() -> None:
+    """The VAE is where it has to be already."""
+
+
 class Coder:
-    """A VAE with the latent scale of a checkpoint, and the shift that SD 3's latents have."""
+    """A VAE with the latent scale of a checkpoint, and the shift that SD 3's latents have.
+
+    ``bring`` is called before the VAE runs, to have it on the device.
+    """
 
     def __init__(
-        self, vae: AutoencoderKL, scale: float, shift: float = 0.0, *, widen_on_nan: bool = True
+        self, vae: AutoencoderKL, scale: float, shift: float = 0.0, *, bring: Callable[[], None] = _stays
     ) -> None:
         self.vae = vae
         self._scale = scale
         self._shift = shift
-        self._widen_on_nan = widen_on_nan
+        self._bring = bring
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Tensor]:
@@ -34,12 +41,13 @@ class Coder:
         """
         if bool(latents.isnan().all()):
             raise EngineFailed("the U-Net gave nothing but NaN; --no-half may help with this checkpoint")
+        self._bring()
         return [self._decode_one(latent) for latent in _singly(latents)]
 
     def _decode_one(self, latent: Tensor) -> Tensor:
         pixels = self._through(latent)
         if bool(pixels.isnan().all()):
-            if self.vae.dtype == torch.float32 or not self._widen_on_nan:
+            if self.vae.dtype == torch.float32:
                 raise EngineFailed("the VAE gave nothing but NaN; another VAE or --no-half may help")
             self.vae.float()
             pixels = self._through(latent)
@@ -52,6 +60,7 @@ class Coder:
     @torch.no_grad()
     def encode(self, pixels: Tensor, source: Source) -> Tensor:
         """[B, 3, H, W] in -1..1 to latents [B, C, h, w]; ``source`` draws the VAE's own noise."""
+        self._bring()
         parameter = next(self.vae.parameters())
         latents = []
         for one in _singly(pixels):
@@ -59,14 +68,6 @@ class Coder:
             noise = source.randn(spread.mean.shape).to(spread.mean)
             latents.append((spread.mean + spread.std * noise - self._shift) * self._scale)
         return torch.cat(latents).float()
-
-    @torch.no_grad()
-    def encode_mean(self, pixels: Tensor) -> Tensor:
-        """As :meth:`encode`, without noise."""
-        parameter = next(self.vae.parameters())
-        means = [self.vae.encode(one.to(parameter)).latent_dist.mean for one in _singly(pixels)]
-        shifted: Tensor = (torch.cat(means) - self._shift) * self._scale
-        return shifted.float()
 
 
 def to_pictures(decoded: Sequence[Tensor]) -> list[Image.Image]:

@@ -6,11 +6,12 @@ import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.hooks import apply_group_offloading
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor, nn
 
@@ -23,11 +24,17 @@ from sd_cloud.errors import CheckpointBroken
 
 @dataclass(frozen=True)
 class Placement:
-    """Where weights live and in what precision they are held and computed."""
+    """Where weights live and in what precision they are held and computed.
+
+    ``saving``: ``medvram`` has one part of a checkpoint on the device at a time, ``lowvram`` of
+    the U-Net one layer at a time; the others wait in the machine's memory.
+    """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     vae_dtype: torch.dtype = torch.float32
+    saving: Literal["none", "medvram", "lowvram"] = "none"
+    xformers: bool = False
 
 
 @dataclass(eq=False)
@@ -51,6 +58,41 @@ class Model:
     @property
     def latent_channels(self) -> int:
         return int(self.layout.vae["latent_channels"])
+
+    def bring(self, part: nn.Module) -> None:
+        """Have a part on the device before it runs, and where memory is saved the others off it."""
+        if self.placement.saving == "none":
+            return
+        for other in self.parts():
+            if other is not part and not self._streams(other):
+                other.to("cpu")
+        if not self._streams(part):
+            part.to(self.placement.device)
+
+    def _streams(self, part: nn.Module) -> bool:
+        """Whether a part's layers come to the device and go one by one."""
+        return self.placement.saving == "lowvram" and part is self.unet
+
+    def settle(self) -> None:
+        """Put every part where it waits for its turn, once all are built."""
+        placement = self.placement
+        if placement.saving == "lowvram":
+            apply_group_offloading(
+                self.unet,
+                onload_device=placement.device,
+                offload_device=torch.device("cpu"),
+                offload_type="leaf_level",
+            )
+        for part in self.parts():
+            if placement.saving == "none":
+                part.to(placement.device)
+        for encoder in self.text:
+            if encoder.projection is not None:
+                moved = encoder.projection.to(placement.device)
+                encoder.projection = nn.Parameter(moved, requires_grad=False)
+        self.bytes_in_memory = sum(
+            tensor.numel() * tensor.element_size() for part in self.parts() for tensor in part.parameters()
+        )
 
     def parts(self) -> tuple[nn.Module, ...]:
         return (self.unet, self.vae, *(encoder.model for encoder in self.text))
@@ -80,16 +122,10 @@ def load_model(path: Path, sidecar: Path | None, placement: Placement) -> Model:
     )
     del tensors, alphas
     gc.collect()
-    for part in model.parts():
-        part.to(placement.device)
-    for encoder in text:
-        if encoder.projection is not None:
-            encoder.projection = nn.Parameter(encoder.projection.to(placement.device), requires_grad=False)
+    model.settle()
     if model.prediction == "unknown":
-        model.prediction = "v" if predicts_v(unet) else "epsilon"
-    model.bytes_in_memory = sum(
-        tensor.numel() * tensor.element_size() for part in model.parts() for tensor in part.parameters()
-    )
+        model.bring(unet)
+        model.prediction = "v" if predicts_v(unet, placement.device) else "epsilon"
     return model
 
 
@@ -138,14 +174,13 @@ def schedule(layout: Layout) -> Tensor:
 
 
 @torch.no_grad()
-def predicts_v(unet: UNet2DConditionModel) -> bool:
+def predicts_v(unet: UNet2DConditionModel, device: torch.device) -> bool:
     """Whether an SD 2 U-Net predicts v: at the noisiest step v is near ``-x0`` and epsilon near ``x``.
 
     The same trial that the webui makes for SD 2 checkpoints without a yaml.
     """
-    parameter = next(unet.parameters())
-    like = {"device": parameter.device, "dtype": parameter.dtype}
+    like = {"device": device, "dtype": next(unet.parameters()).dtype}
     latent = torch.full((1, unet.config.in_channels, 8, 8), 0.5, **like)
     context = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, **like)
-    out = unet(latent, torch.tensor([999.0], device=parameter.device), context).sample
+    out = unet(latent, torch.tensor([999.0], device=device), context).sample
     return float((out - latent).float().mean()) < -1.0

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 
 from sd_cloud.engines.base import Checkpoint
 from sd_cloud.engines.diffusion.model import Model, Placement, load_model, load_vae
+from sd_cloud.engines.diffusion.placement import fast_attention
 from sd_cloud.errors import CheckpointNotFound
 
 GIB = 1024**3
@@ -50,6 +51,7 @@ class Residents:
             self._drop([old for old, model in self._models.items() if model.file == path])
             self._make_room(self._size_in_memory(path))
             found = load_model(path, sidecar, self.placement)
+            fast_attention(found.unet, self.placement)
             self._models[key] = found
         self._models.move_to_end(key)
         return found

@@ -125,15 +125,8 @@ def load_sd3(path: Path, tensors: Tensors, placement: Placement) -> Sd3Model:
         t5=t5,
         notes=notes,
     )
-    for part in model.parts():
-        part.to(placement.device)
-    for encoder in model.text:
-        if encoder.projection is not None:
-            encoder.projection = nn.Parameter(encoder.projection.to(placement.device), requires_grad=False)
     gc.collect()
-    model.bytes_in_memory = sum(
-        weight.numel() * weight.element_size() for part in model.parts() for weight in part.parameters()
-    )
+    model.settle()
     return model
 
 

@@ -54,6 +54,7 @@ def encode_sd3(
     if model.t5 is None:
         t5 = torch.zeros_like(clip)
     else:
+        model.bring(model.t5.model)
         t5 = model.t5.encode(texts, clip.shape[1], emphasis=emphasis).to(clip)
     return torch.cat([clip, t5], dim=1), pooled
 

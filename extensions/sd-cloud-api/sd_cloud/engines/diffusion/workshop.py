@@ -67,7 +67,8 @@ class Workshop:
     def coder(self, model: Model, vae: ModelFile | None) -> Coder:
         """The VAE to use with a model: its own, or the one in a file."""
         chosen = model.vae if vae is None else self.residents.vae(Path(vae.filename))
-        return Coder(chosen, model.layout.latent_scale, model.layout.latent_shift)
+        layout = model.layout
+        return Coder(chosen, layout.latent_scale, layout.latent_shift, bring=lambda: model.bring(chosen))
 
     def names(self, checkpoint: Checkpoint, vae: ModelFile | None) -> Names:
         """As the infotext says them. Hashes are computed once for a file, unless ``--no-hashing``."""
