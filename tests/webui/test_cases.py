@@ -6,14 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 from tests.e2e.cases import CASES, Case
-from tests.e2e.world import GOLDEN, NO_GOLDEN, World, picture_server
-from tests.webui.real import NO_WEBUI, WEBUI, Running, data_dir, webui
+from tests.e2e.world import World, picture_server
+from tests.webui.real import Running, data_dir, webui
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.skipif(not WEBUI.is_dir(), reason=NO_WEBUI),
-    pytest.mark.skipif(not GOLDEN.is_dir(), reason=NO_GOLDEN),
-]
+pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module", params=["api only", "with its page"])

@@ -69,7 +69,7 @@ function row(entry) {
   const path = joined(here, entry.name);
   const isFolder = entry.kind === "folder";
   const href = isFolder ? `#${encodeURI(path)}` : address(`v1/browse/file${query(path)}`);
-  const link = make("a", { href }, (isFolder ? "📁 " : "") + entry.name);
+  const link = make("a", { href }, entry.name + (isFolder ? "/" : ""));
   if (!isFolder && PICTURE.test(entry.name)) {
     link.addEventListener("click", (event) => {
       event.preventDefault();

@@ -49,7 +49,7 @@ def before_page() -> None:
     """``on_before_ui``: the page is about to be built."""
     from modules.shared import cmd_opts, opts
 
-    from sd_cloud.inside_webui.tabs import hide_tabs
+    from sd_cloud.inside_webui.page_tabs import hide_tabs
 
     hide_tabs(opts, getattr(cmd_opts, "always_hide_tabs", None) or ())
 
@@ -63,7 +63,7 @@ def app_started(demo: Any, app: FastAPI) -> None:
     from modules.shared import opts
 
     from sd_cloud.inside_webui.hook import hook
-    from sd_cloud.inside_webui.tabs import page_is_built
+    from sd_cloud.inside_webui.page_tabs import page_is_built
 
     page_is_built(opts)
     hook(app)
@@ -80,7 +80,7 @@ def unloaded() -> None:
 @_or_without("its tabs", ())
 def tabs() -> Sequence[tuple[Any, str, str]]:
     """``on_ui_tabs``: our pages, each in a frame, as (blocks, title, id)."""
-    from sd_cloud.inside_webui.tabs import framed_pages
+    from sd_cloud.inside_webui.page_tabs import framed_pages
 
     return framed_pages()
 

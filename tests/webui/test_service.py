@@ -1,0 +1,167 @@
+"""A webui behind --api-auth, with a queue: who is let in, who waits, who is served together."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.webui.real import Running, data_dir, webui
+
+pytestmark = pytest.mark.engine
+
+SMALL = {"width": 64, "height": 64, "steps": 1, "seed": 3, "subseed": 3}
+SLOW = {"width": 64, "height": 64, "steps": 150}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    root = data_dir(tmp_path_factory.mktemp("data"))
+    flags = ("--filebrowser", "--sd-dynamic-cache", "--min-ram-reserved", "0.5", "--time-log")
+    with webui(root, *flags, api_auth="anna:secret") as started:
+        yield started
+
+
+def eas(client: httpx.Client, body: dict[str, Any], **scripts: str) -> httpx.Response:
+    scripts = {"save_dir": "served", **scripts}
+    return client.post("/sdapi/v1/txt2img", json={"prompt": "a cat", "alwayson_scripts": scripts, **body})
+
+
+def tasks(client: httpx.Client) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get("/sd-cloud/v1/tasks?limit=200").json()["tasks"]
+    return found
+
+
+def wait_for(state: str, label: str, client: httpx.Client, count: int = 1) -> list[str]:
+    """The ids of the tasks with this label, once ``count`` of them are in that state."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = [
+            t["id"] for t in tasks(client) if t["labels"].get("id_task") == label and t["state"] == state
+        ]
+        if len(found) >= count:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"no {count} tasks {label!r} became {state}: {tasks(client)}")
+
+
+def test_nobody_gets_past_the_webuis_own_authentication(running: Running) -> None:
+    requests: list[tuple[str, str, Any]] = [
+        ("POST", "/sdapi/v1/txt2img", {"alwayson_scripts": {"save_dir": "x"}, **SMALL}),
+        ("POST", "/sdapi/v1/txt2img", SMALL),
+        ("GET", "/sd-cloud/v1/tasks", None),
+        ("GET", "/sd-cloud/v1/browse?path=models", None),
+        ("PUT", "/sd-cloud/v1/browse/file?path=outputs/a.png", None),
+        ("GET", "/sd-cloud/pages/jobs.html", None),
+        ("POST", "/sd-cloud/v1/tasks/0/cancel", None),
+        ("GET", "/tasks/0/result", None),
+    ]
+    for auth in (None, ("anna", "wrong"), ("nobody", "secret")):
+        with httpx.Client(base_url=running.url, auth=auth, trust_env=False) as client:
+            for method, path, body in requests:
+                assert client.request(method, path, json=body).status_code == 401, (method, path, auth)
+            assert client.get("/healthz").status_code == 200
+    with running.client() as client:
+        assert eas(client, SMALL).status_code == 200
+        assert client.get("/sd-cloud/v1/tasks").status_code == 200
+
+
+def test_others_are_answered_while_a_hundred_of_ours_wait(running: Running) -> None:
+    with ThreadPoolExecutor(101) as pool, running.client() as client:
+        first = pool.submit(eas, client, SLOW, id_task="first of a hundred")
+        [slow] = wait_for("running", "first of a hundred", client)
+        limits = httpx.Limits(max_connections=None)
+        options = {"headers": running.headers, "timeout": 300, "trust_env": False, "limits": limits}
+        with httpx.Client(base_url=running.url, **options) as many:  # type: ignore[arg-type]
+            sent = [pool.submit(eas, many, SMALL, id_task="hundred") for _ in range(100)]
+            waiting = wait_for("pending", "hundred", client, 100)
+            for path in (
+                "/sdapi/v1/progress",
+                "/healthz",
+                "/sd-cloud/v1/browse?path=models",
+                "/sdapi/v1/options",
+            ):
+                assert client.get(path, timeout=10).status_code == 200
+            assert client.get("/sdapi/v1/progress").json()["state"]["job"]
+            for one in (*waiting, slow):
+                assert client.post(f"/sd-cloud/v1/tasks/{one}/cancel").status_code == 200
+            assert {answer.result().status_code for answer in sent} == {409}
+        assert first.result().json()["parameters"]["status"] == 7
+        assert eas(client, SMALL).status_code == 200
+
+
+def test_what_a_job_overrides_is_seen_by_nobody_else(running: Running) -> None:
+    with ThreadPoolExecutor(1) as pool, running.client() as client:
+        before = client.get("/sdapi/v1/options").json()
+        body = {
+            **SLOW,
+            "override_settings": {"CLIP_stop_at_last_layers": 2, "sd_vae": "tiny-vae.safetensors"},
+        }
+        answer = pool.submit(eas, client, body, sd_model_checkpoint="tiny-b", id_task="overriding")
+        [slow] = wait_for("running", "overriding", client)
+        while not client.get("/sdapi/v1/progress").json()["state"]["sampling_step"]:
+            time.sleep(0.05)
+        assert client.get("/sdapi/v1/options").json() == before
+        # What somebody sets meanwhile stays set.
+        client.post("/sdapi/v1/options", json={"n_rows": 3})
+        client.post(f"/sd-cloud/v1/tasks/{slow}/cancel")
+        assert answer.result().status_code == 409
+        assert client.get("/sdapi/v1/options").json() == {**before, "n_rows": 3}
+        assert "tiny-b" not in (running.data_dir / "config.json").read_text()
+        client.post("/sdapi/v1/options", json={"n_rows": -1})
+
+
+def test_waiting_jobs_are_grouped_by_checkpoint(running: Running) -> None:
+    with ThreadPoolExecutor(13) as pool, running.client() as client:
+        slow = pool.submit(eas, client, SLOW, sd_model_checkpoint="tiny-a", id_task="before the groups")
+        wait_for("running", "before the groups", client)
+        for number in range(12):
+            label = f"grouped {number}"
+            pool.submit(
+                eas, client, SMALL, sd_model_checkpoint=("tiny-a", "tiny-b")[number % 2], id_task=label
+            )
+            wait_for("pending", label, client)
+        assert slow.result().status_code == 200
+        for number in range(12):
+            wait_for("succeeded", f"grouped {number}", client)
+        done = [t for t in tasks(client) if t["labels"].get("id_task", "").startswith("grouped")]
+        order = [t["checkpoint"] for t in sorted(done, key=lambda t: t["scheduled"])]
+        switches = sum(one != other for one, other in pairwise(order))
+        assert len(order) == 12 and switches <= 4, order
+        # Fairness: the first for the other checkpoint did not wait for all of them.
+        assert "tiny-b.safetensors" in order[:6]
+
+
+def test_a_second_switch_between_two_checkpoints_does_not_read_the_disk(running: Running) -> None:
+    def picture(client: httpx.Client, checkpoint: str) -> str:
+        answer = eas(client, SMALL, sd_model_checkpoint=checkpoint).json()
+        path = Path(answer["parameters"]["image_url"])
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    names = ("tiny-a", "tiny-b")
+    with running.client() as client:
+        before = [picture(client, name) for name in names]
+        files = [running.data_dir / f"models/Stable-diffusion/{name}.safetensors" for name in names]
+        whole = [file.read_bytes() for file in files]
+        try:
+            for file in files:  # other bytes, in a file that looks the same
+                made = file.stat()
+                with file.open("r+b") as out:
+                    out.write(os.urandom(made.st_size))
+                os.utime(file, ns=(made.st_atime_ns, made.st_mtime_ns))
+            assert [picture(client, name) for name in (*names, *names)] == before * 2
+        finally:
+            for file, content in zip(files, whole, strict=True):
+                file.write_bytes(content)
+
+
+def test_a_route_a_status_and_a_job_of_every_request_are_logged(running: Running) -> None:
+    assert "POST /sdapi/v1/txt2img 200" in running.said and "job=" in running.said
+    assert "GET /sd-cloud/v1/browse 401" in running.said
