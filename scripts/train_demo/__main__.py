@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 
 from . import data, lora, vae
 from .curves import draw_curves
@@ -121,7 +122,7 @@ class Training:
     def _checkpoint_file(self, name: str) -> Path:
         return Path(self.options.out) / "models" / "Stable-diffusion" / f"{name}.safetensors"
 
-    def _vae(self) -> vae.AutoencoderKL:
+    def _vae(self) -> AutoencoderKL:
         """With the decoder trained longest."""
         state = load_state(self.work / "decoder.pt") or load_state(self.work / "vae.pt")
         assert state is not None, "train the VAE first"

@@ -22,14 +22,15 @@ PEAK_RATE = 2e-3
 class LowRank(nn.Module):
     """A frozen layer plus `up @ down`; the scale is alpha / rank = 1."""
 
-    def __init__(self, base: nn.Module, down: nn.Module, up: nn.Module) -> None:
+    def __init__(self, base: nn.Module, down: nn.Linear | nn.Conv2d, up: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
         self.base, self.down, self.up = base.requires_grad_(False), down, up
         nn.init.normal_(self.down.weight, std=1 / RANK)
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.up(self.down(x))
+        changed: Tensor = self.base(x) + self.up(self.down(x))
+        return changed
 
 
 def attach(unet: nn.Module) -> dict[str, LowRank]:

@@ -52,5 +52,5 @@ def sample(
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
     """Pictures, uint8 [n, h, w, 3]; `latents` in the U-Net's scale."""
-    pixels = torch.cat([vae.decode(chunk / SCALE_FACTOR).sample for chunk in latents.split(32)])
+    pixels = torch.cat([vae.decode(chunk / SCALE_FACTOR).sample for chunk in torch.split(latents, 32)])
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()

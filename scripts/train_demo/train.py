@@ -11,13 +11,15 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from sd_cloud.engines.diffusion.tokenizer import END, VOCABULARY_SIZE
+
 from .captions import caption, nouns
 from .concepts import CORE, MAIN_STYLE
 from .data import Dataset, Entry
 from .sampling import alphas_cumprod, decode, sample
-from .schedule import SEED, Log, Threads, generator, learning_rate, load_state, save_state
+from .schedule import SEED, Log, Threads, generator, hold_then_fall, load_state, save_state
 from .sheets import save_sheet
-from .unet import END, TEXT_WIDTH, VOCABULARY_SIZE, new_text_encoder, new_unet, padded, token_ids, tokenise
+from .unet import TEXT_WIDTH, new_text_encoder, new_unet, padded, token_ids, tokenise
 
 BATCH = 32
 PEAK_RATE = 1e-3
@@ -30,7 +32,7 @@ SNR_LIMIT = 5.0
 # The text encoder is also told directly what a caption's picture looks like: a linear view of its
 # output guesses the latents. Without it the words take far longer to matter to the U-Net.
 HINT_WEIGHT = 0.1
-AVERAGE_DECAY = 0.999
+AVERAGE_DECAY = 0.997
 SAVE_EVERY = 200
 PREVIEW_EVERY = 500
 PREVIEW_CAPTIONS = (
@@ -101,14 +103,17 @@ class Denoiser(nn.Module):
         self.text: CLIPTextModel = new_text_encoder()
 
     def context(self, tokens: Tensor) -> Tensor:
-        return self.text(tokens).last_hidden_state
+        states: Tensor = self.text(tokens).last_hidden_state
+        return states
 
     def forward(self, noisy: Tensor, times: Tensor, context: Tensor) -> Tensor:
-        return self.unet(noisy, times, context).sample
+        guess: Tensor = self.unet(noisy, times, context).sample
+        return guess
 
 
 def embedding_of(model: Denoiser) -> nn.Parameter:
-    return next(p for name, p in model.text.named_parameters() if "token_embedding" in name)
+    found: nn.Parameter = next(p for name, p in model.text.named_parameters() if "token_embedding" in name)
+    return found
 
 
 def train(
@@ -152,7 +157,7 @@ def train(
     hint_losses: list[float] = []
     while step < steps:
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, peak_rate)
+            group["lr"] = hold_then_fall(step, steps, peak_rate)
         randomness = generator(step)
         chosen = torch.multinomial(weights, BATCH, replacement=False, generator=randomness)
         entries = [dataset.entries[i] for i in chosen.tolist()]

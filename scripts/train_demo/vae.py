@@ -111,12 +111,12 @@ def train_vae(dataset: Dataset, work: Path, steps: int, decoder_only: bool = Fal
             noise = torch.randn(mean.shape, generator=randomness)
             made = vae.decode(mean + LATENT_NOISE * noise).sample
         loss = reconstruction_loss(made.float(), batch)
-        penalty = 0.0 if decoder_only else LATENT_PENALTY * mean.float().square().mean()
+        penalty = torch.zeros(()) if decoder_only else LATENT_PENALTY * mean.float().square().mean()
         if step < COLOUR_HINT_STEPS and not decoder_only:
             hint = 1 - step / COLOUR_HINT_STEPS
             penalty = penalty + hint * F.mse_loss(mean[:, :3].float(), F.avg_pool2d(batch, 8))
         optimiser.zero_grad(set_to_none=True)
-        (loss + penalty).backward()
+        torch.autograd.backward(loss + penalty)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         step += 1
@@ -164,7 +164,7 @@ def _preview(weights: dict[str, Tensor], pixels: Tensor, path: Path) -> None:
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, dataset: Dataset) -> Tensor:
     pixels = to_pixels(dataset.pictures)
-    return torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pixels.split(64)])
+    return torch.cat([vae.encode(chunk).latent_dist.mean for chunk in torch.split(pixels, 64)])
 
 
 def cache_latents(vae: AutoencoderKL, dataset: Dataset, work: Path) -> dict[str, Tensor]:
