@@ -13,6 +13,7 @@ from sd_cloud.engines.diffusion.extras import run_extras
 from sd_cloud.engines.diffusion.job_run import JobRun
 from sd_cloud.engines.diffusion.placement import placement_for
 from sd_cloud.engines.diffusion.scripts_run import asks_for_script, run_script
+from sd_cloud.engines.diffusion.unsupported import check_unsupported
 from sd_cloud.engines.diffusion.workshop import Workshop
 from sd_cloud.errors import EngineFailed, OutOfMemory, ServiceError
 from sd_cloud.job import Job, Outcome
@@ -61,7 +62,9 @@ class DiffusionWorker:
 
     def _make(self, job: Job, report: Report, control: Control, marks: Mapping[str, Any]) -> Outcome:
         """``marks`` stand first among what the infotext says beside the request."""
+        sentences = check_unsupported(job)
         one = JobRun(self.workshop, job, report, control)
+        one.comments += sentences
         one.marks |= marks
         return one.run()
 

@@ -6,7 +6,7 @@ import logging
 from typing import Literal
 
 import torch
-from torch import nn
+from diffusers import UNet2DConditionModel
 
 from sd_cloud.engines.diffusion.model import Placement
 from sd_cloud.settings import Precision
@@ -32,7 +32,7 @@ def placement_for(precision: Precision) -> Placement:
     return Placement(device, dtype, dtype, saving, precision.xformers)
 
 
-def fast_attention(unet: nn.Module, placement: Placement) -> None:
+def fast_attention(unet: UNet2DConditionModel, placement: Placement) -> None:
     """``--xformers`` where it is installed; PyTorch's own attention otherwise."""
     if not placement.xformers or placement.device.type != "cuda":
         return
