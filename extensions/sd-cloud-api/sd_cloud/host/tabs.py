@@ -100,7 +100,9 @@ def _hang_up_with_the_service(app: FastAPI, page: Page) -> None:
 
 def blocks(page: Page) -> gr.Blocks:
     """The whole page: the checkpoint and VAE on top, the tabs below."""
-    with gr.Blocks(title="Stable Diffusion", analytics_enabled=False, delete_cache=FILES_SECONDS) as whole:
+    with gr.Blocks(
+        title="Stable Diffusion", analytics_enabled=False, delete_cache=FILES_SECONDS, fill_width=True
+    ) as whole:
         with gr.Row():
             checkpoint = gr.Dropdown(
                 page.checkpoints(),
