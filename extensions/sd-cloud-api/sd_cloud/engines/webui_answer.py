@@ -13,6 +13,9 @@ from PIL import Image
 from sd_cloud.errors import BadRequest, EngineFailed, OutOfMemory, ServiceError
 from sd_cloud.job import Outcome, Picture
 
+#: Where the check of pictures (``inside_webui/censor.py``) leaves its verdicts, and where callers find them.
+CENSORED = "nsfw_censored"
+
 
 def outcome_of(answer: Any, *, interrupted: bool) -> Outcome:
     """The outcome of a txt2img or img2img answer: the grid, the pictures, then ControlNet's maps."""
@@ -32,8 +35,18 @@ def outcome_of(answer: Any, *, interrupted: bool) -> Outcome:
                 infotext=infotexts[index] if index < len(infotexts) else "",
             )
         )
-    grid = _grid([p for p in pictures if p.role == "image"], int(info.get("batch_size") or 1))
-    return Outcome((*grid, *pictures), info, interrupted=interrupted)
+    made_pictures = [p for p in pictures if p.role == "image"]
+    whole = (*_grid(made_pictures, int(info.get("batch_size") or 1)), *pictures)
+    return Outcome(whole, _with_censored(info, whole), interrupted=interrupted)
+
+
+def _with_censored(info: dict[str, Any], pictures: tuple[Picture, ...]) -> dict[str, Any]:
+    """``info["nsfw_censored"]`` as the standalone host has it: one truth value for each picture."""
+    flags = (info.get("extra_generation_params") or {}).get(CENSORED)
+    if flags is None:
+        return info
+    of_role = {"image": iter(flags), "grid": iter([any(flags)])}
+    return {**info, CENSORED: [bool(next(of_role.get(one.role, iter(())), False)) for one in pictures]}
 
 
 def extras_outcome_of(answer: Any) -> Outcome:

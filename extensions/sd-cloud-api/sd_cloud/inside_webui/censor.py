@@ -13,10 +13,12 @@ from typing import Any
 
 from PIL import Image
 
+from sd_cloud.engines.webui_answer import CENSORED
+
 log = logging.getLogger(__name__)
 
 #: In ``info.extra_generation_params``: one truth value per picture, in their order.
-INFO_KEY = "nsfw_censored"
+INFO_KEY = CENSORED
 INFOTEXT_KEY = "NSFW censored"
 TITLE = "sd-cloud-api: check of pictures"
 #: On a picture that has been through here.
