@@ -17,6 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from sd_cloud.launch import _listen
+from sd_cloud.settings import settings_below
+
 SERVE = Path(__file__).with_name("serve_paint.py")
 
 
@@ -174,6 +177,12 @@ def test_a_config_that_cannot_be_read_is_told_in_a_sentence(tmp_path: Path) -> N
     done = command("launch", "--port", "0", "--data-dir", str(tmp_path), "--state-dir", str(tmp_path / "s"))
     assert done.returncode == 1
     assert "config.json" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_answers_on_a_kept_connection_do_not_wait_for_the_other_sides_acknowledgement(tmp_path: Path) -> None:
+    """asyncio sets TCP_NODELAY on what is accepted here, and only for this protocol number."""
+    with _listen(settings_below(tmp_path, port=0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 @pytest.mark.parametrize(
