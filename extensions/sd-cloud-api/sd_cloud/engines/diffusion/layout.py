@@ -29,6 +29,7 @@ XL_FIRST = "conditioner.embedders.0."
 XL_SECOND = "conditioner.embedders.1."
 
 INPAINTING_CHANNELS = 9
+LATENT_AND_MORE = (4, INPAINTING_CHANNELS)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ def recognise(tensors: Mapping[str, Tensor], sidecar: Mapping[str, Any] | None, 
     """
     family, text = _family(tensors, name)
     params = sidecar or {}
+    channels = tensors[f"{UNET}input_blocks.0.0.weight"].shape[1]
+    if channels not in LATENT_AND_MORE:
+        what = "InstructPix2Pix" if channels == 8 else f"{channels} input channels"
+        raise CheckpointBroken(f"{name} is of a kind that is not served ({what}): only 4 and 9 channels are")
     network = _section(params, "unet_config") or _section(params, "network_config")
     unet = unet_config(tensors, UNET, network, family, name)
     scale = params.get("scale_factor", 0.13025 if family.startswith("sdxl") else 0.18215)
