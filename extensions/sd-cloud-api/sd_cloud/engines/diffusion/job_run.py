@@ -29,7 +29,7 @@ from sd_cloud.engines.diffusion.latents import Coder, from_unit, to_pictures, to
 from sd_cloud.engines.diffusion.lora import short_hash, wanted_loras
 from sd_cloud.engines.diffusion.model import Model
 from sd_cloud.engines.diffusion.models_wanted import find_checkpoint, wanted_checkpoint, wanted_vae
-from sd_cloud.engines.diffusion.noise import BatchNoise, RandomKind, SeedSize, Variation
+from sd_cloud.engines.diffusion.noise import BatchNoise, RandomKind, SeedSize, Variation, encoder_source
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.previews import preview
 from sd_cloud.engines.diffusion.prompt_grammar import NetworkCall, Timeline, split_networks
@@ -194,7 +194,7 @@ class JobRun:
             enlarge=self._enlarge(
                 self.options.get("upscaler_for_img2img"), "override_settings.upscaler_for_img2img"
             ),
-            source=self.random.source(self.texts.seeds[0]),
+            source=encoder_source(self.texts.seeds[0]),
             random=self.random,
             seeds=list(self.texts.seeds),
             marks=self.marks,
@@ -265,7 +265,7 @@ class JobRun:
             unet=model.unet,
             shelf=self.workshop.controlnets,
             encode=lambda pixels: coder.encode(
-                pixels.to(self.workshop.device), self.random.source(self.texts.seeds[0])
+                pixels.to(self.workshop.device), encoder_source(self.texts.seeds[0])
             ),
             option=self.job.option,
         )
@@ -430,7 +430,7 @@ class JobRun:
         if model.layout.inpainting:
             self.inpainting = True
             coder = self._coder(model, self.checkpoint)
-            source = self.random.source(self.seeds[-1])
+            source = encoder_source(self.seeds[-1])
             condition = img2img.blank_condition(start, request.width, request.height, coder, source)
         return self._sampling(model, encoded, plan, noise, condition).from_noise(start)
 
@@ -458,7 +458,7 @@ class JobRun:
         image = pictures.decode_picture(self.request.firstpass_image, "firstpass_image").convert("RGB")
         pixels = to_unit([image]).to(self.workshop.device) * 2 - 1
         coder = self._coder(model, self.checkpoint)
-        latent = coder.encode(pixels, self.random.source(self.seeds[-1]))
+        latent = coder.encode(pixels, encoder_source(self.seeds[-1]))
         return latent, None if hires.is_latent(self.request.hires) else [image]
 
     def _second_pass(
@@ -477,7 +477,7 @@ class JobRun:
         model = self._load(checkpoint)
         self.current, self.current_checkpoint = model, checkpoint
         coder = self._coder(model, checkpoint)
-        source = self.random.source(self.seeds[-1])
+        source = encoder_source(self.seeds[-1])
         pixels = None
         if hires.is_latent(own):
             latent = hires.enlarge_latent(latent, own, target)
@@ -514,7 +514,7 @@ class JobRun:
         if not model.layout.inpainting:
             return None
         self.inpainting = True
-        source = self.random.source(self.seeds[-1])
+        source = encoder_source(self.seeds[-1])
         weight = self.options.number("inpainting_mask_weight")
         height, width = (side * LATENT_PIXELS for side in latent.shape[2:])
         if pixels is None and weight >= 1.0:

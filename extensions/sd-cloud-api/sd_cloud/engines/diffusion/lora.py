@@ -59,7 +59,9 @@ def wanted_loras(calls: Sequence[NetworkCall], catalogue: Catalogue) -> tuple[li
         found.append(
             Wanted(name, file, text, unet, None if rank_text is None else int(_number(rank_text, name)))
         )
-    return found, missing
+    # A file is loaded once: called for twice, it counts twice, both times with the later numbers.
+    latest = {one.name: one for one in found}
+    return [latest[one.name] for one in found], missing
 
 
 def _find(name: str, files: Sequence[ModelFile]) -> ModelFile | None:

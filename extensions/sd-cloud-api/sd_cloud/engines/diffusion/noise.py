@@ -81,6 +81,13 @@ class PhiloxSource:
         return c0.astype(np.uint32), c1.astype(np.uint32)
 
 
+def encoder_source(seed: int) -> TorchSource:
+    """What a VAE's encoder draws from: torch's CPU generator on every device and for every
+    ``randn_source``, as in the LDM code that the webui encodes with.
+    """
+    return TorchSource(seed, torch.device("cpu"))
+
+
 @dataclass(frozen=True)
 class RandomKind:
     """``randn_source`` on a device: ``GPU`` (the device's own), ``CPU`` or ``NV``."""

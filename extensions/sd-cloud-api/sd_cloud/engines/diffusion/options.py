@@ -127,7 +127,7 @@ class Options:
         value = self.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _wrong(name, value, "a number")
-        return float(value)
+        return value  # as it was written: infotexts tell 5 from 5.0
 
     def whole(self, name: str) -> int:
         value = self.get(name)

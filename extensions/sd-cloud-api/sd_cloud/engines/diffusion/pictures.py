@@ -216,7 +216,8 @@ def _match_histogram(source: NDArray[np.uint8], template: NDArray[np.uint8]) -> 
 
 
 def with_luminosity(colours: Image.Image, light: Image.Image) -> Image.Image:
-    """Hue and saturation of one, luminosity of the other (W3C Compositing, blend mode luminosity)."""
+    """Hue and saturation of one, luminosity of the other (W3C Compositing, blend mode luminosity, with the
+    weights of Rec. 601)."""
     backdrop = np.asarray(colours.convert("RGB"), dtype=np.float64) / 255.0
     source = np.asarray(light.convert("RGB"), dtype=np.float64) / 255.0
     result = backdrop + (_luminosity(source) - _luminosity(backdrop))
@@ -229,7 +230,7 @@ def with_luminosity(colours: Image.Image, light: Image.Image) -> Image.Image:
 
 
 def _luminosity(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(pixels @ np.array([0.3, 0.59, 0.11]), dtype=np.float64)[..., None]
+    return np.asarray(pixels @ np.array([0.299, 0.587, 0.114]), dtype=np.float64)[..., None]
 
 
 # --- the grid -------------------------------------------------------------------------------------
