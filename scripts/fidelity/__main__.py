@@ -42,7 +42,9 @@ def main() -> int:
             name, table = "golden", report.golden_table(rows)
         else:
             wanted = [case for case in all_cases() if _is_wanted(case, given.only)]
-            rows = list(_rows(wanted, Asked(given.webui, given.keep), Asked(url)))
+            webui = Asked(given.webui, given.keep, remembers=True)
+            webui.save_options()
+            rows = list(_rows(wanted, webui, Asked(url)))
             name, table = "cases", report.case_tables(rows)
     if given.write:
         report.put_into(PAGE, name, table)

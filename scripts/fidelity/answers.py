@@ -33,9 +33,13 @@ class Answer:
 
 
 class Asked:
-    """One of the two sides. With ``keep``, answers are kept in that folder and not asked for again."""
+    """One of the two sides. With ``keep``, answers are kept in that folder and not asked for again.
 
-    def __init__(self, url: str, keep: Path | None = None) -> None:
+    ``remembers``: each case is preceded by another job, see :meth:`_start_afresh`.
+    """
+
+    def __init__(self, url: str, keep: Path | None = None, *, remembers: bool = False) -> None:
+        self.remembers = remembers
         self.client = httpx.Client(base_url=f"{url.rstrip('/')}/sdapi/v1", timeout=600, trust_env=False)
         self.keep = keep
 
@@ -45,10 +49,8 @@ class Asked:
         if kept is not None and kept.exists():
             status, body = json.loads(kept.read_text("utf-8"))
             return _read(case, status, body)
-        if case.route == "img2img":
-            # The webui encodes the first picture with noise of the global random generator, as the
-            # job before left it; we define it to be as after a job with this job's seed.
-            self.client.post("/txt2img", json={**SEED_ONLY, "seed": case.request.get("seed", -1)})
+        if self.remembers and case.route in WITH_INFO:
+            self._start_afresh(case, asked)
         response = self.client.post(f"/{case.route}", json=case.request)
         try:
             body = response.json()
@@ -58,6 +60,26 @@ class Asked:
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps([response.status_code, body]), "utf-8")
         return _read(case, response.status_code, body)
+
+    def save_options(self) -> None:
+        """Save the one option whose default is not saved: the webui would not restore it after a job."""
+        self.client.post("/options", json={"upscaler_for_img2img": "None"}).raise_for_status()
+
+    def _start_afresh(self, case: Case, asked: str) -> None:
+        """Undo what the job before left behind in the webui.
+
+        Its img2img encodes the picture with noise of the global random generator, as that job left
+        it (we define it to be as after a job with this job's seed); and its cache of the prompt's
+        encoding does not notice a change of some options.
+        """
+        other = hashlib.sha256(asked.encode()).hexdigest()[:8]
+        prompts = {"prompt": f"before {other}", "negative_prompt": f"not {other}"}
+        own: dict[str, Any] = {"seed": case.request.get("seed", -1)}
+        # The same checkpoint: loading one draws random numbers, too.
+        checkpoint = (case.request.get("override_settings") or {}).get("sd_model_checkpoint")
+        if checkpoint:
+            own["override_settings"] = {"sd_model_checkpoint": checkpoint}
+        self.client.post("/txt2img", json={**SEED_ONLY, **prompts, **own})
 
 
 def _read(case: Case, status: int, body: Any) -> Answer:

@@ -11,7 +11,8 @@ from scripts.fidelity.case import Case
 
 
 def all_cases() -> list[Case]:
-    parts = (cases_sampling, cases_prompts, cases_passes, cases_others)
+    # Others first: the webui names a second checkpoint with its hash once that has been loaded.
+    parts = (cases_others, cases_sampling, cases_prompts, cases_passes)
     found = [case for part in parts for case in part.cases()]
     names = [case.name for case in found]
     assert len(set(names)) == len(names), sorted(name for name in names if names.count(name) > 1)

@@ -135,18 +135,8 @@ def _options() -> Iterator[Case]:
     yield case("options", "tiling by option", override_settings={"tiling": True}, tiling=None)
     yield case("options", "save_images, n_iter 3", save_images=True, n_iter=3, steps=2)
     yield case("options", "send_images off", send_images=False)
-    yield case(
-        "options",
-        "infotext field",
-        infotext=f"{CAT}\nSteps: 4, Sampler: Euler, CFG scale: 5, Seed: 99, Size: 64x72",
-        prompt=None,
-        steps=None,
-        seed=None,
-        width=None,
-        height=None,
-        sampler_name=None,
-        cfg_scale=None,
-    )
+    said = f"{CAT}\nSteps: 4, Sampler: Euler, CFG scale: 5, Seed: 99, Size: 64x72"
+    yield Case("options", "infotext field", "txt2img", {"infotext": said, "subseed": 77})
 
 
 def _scripts() -> Iterator[Case]:
