@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from sd_cloud.engines.base import Control  # noqa: E402
 from sd_cloud.engines.diffusion.lora_deltas import UnknownForm, delta  # noqa: E402
 from sd_cloud.engines.diffusion.lora_keys import ldm_name, split_key  # noqa: E402
+from sd_cloud.errors import CheckpointBroken  # noqa: E402
 from sd_cloud.job import Job  # noqa: E402
 from tests.golden.golden import GOLDEN, decibels, install_models  # noqa: E402
 
@@ -221,3 +222,40 @@ def test_a_file_for_another_family_is_told(worker: Any, data_dir: Path) -> None:
         {"lora_unet_nowhere.diff": torch.zeros(2)}, data_dir / "models" / "Lora" / "foreign.safetensors"
     )
     assert "no layer of this checkpoint" in made(worker, "a cat <lora:foreign:1>").info["comments"]
+
+
+@pytest.mark.engine
+@needs_models
+def test_a_broken_file_after_a_good_one_leaves_nothing_merged(worker: Any, data_dir: Path) -> None:
+    before = made(worker, "a cat")
+    (data_dir / "models" / "Lora" / "broken.pt").write_bytes(b"nothing")
+    with pytest.raises(CheckpointBroken, match="broken"):
+        made(worker, "a cat <lora:tiny-style:1><lora:broken:1>")
+    assert decibels(made(worker, "a cat").pictures[0].image, before.pictures[0].image) > 60
+
+
+@pytest.mark.engine
+@needs_models
+def test_what_could_not_be_used_is_told_each_time(worker: Any, data_dir: Path) -> None:
+    save_file(
+        {"lora_unet_elsewhere.diff": torch.zeros(2)}, data_dir / "models" / "Lora" / "other.safetensors"
+    )
+    first, second = (made(worker, "a cat <lora:other:1>").info["comments"] for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.engine
+@needs_models
+def test_an_embedding_inside_a_lora_is_there_while_the_lora_is(worker: Any, data_dir: Path) -> None:
+    vectors = next(iter(load_file(GOLDEN / "checkpoints" / "tiny-word.safetensors").values()))
+    content = {
+        "bundle_emb.insideword.string_to_param.*": vectors,
+        "lora_unet_conv_out.diff": torch.zeros(4, 32, 3, 3),
+    }
+    save_file(content, data_dir / "models" / "Lora" / "carrier.safetensors")
+    wanted = made(worker, "a tiny-word cat")
+    carried = made(worker, "a insideword cat<lora:carrier:1>")
+    assert decibels(carried.pictures[0].image, wanted.pictures[0].image) > 60
+    assert 'TI hashes: "insideword: carrier"' in carried.pictures[0].infotext
+    alone = made(worker, "a insideword cat")
+    assert decibels(alone.pictures[0].image, wanted.pictures[0].image) < 50

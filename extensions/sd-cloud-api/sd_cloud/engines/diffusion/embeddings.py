@@ -18,6 +18,8 @@ from sd_cloud.engines.diffusion.text_encoders import TextEncoder
 from sd_cloud.engines.diffusion.weights_file import read_pickle, read_tensors
 from sd_cloud.errors import CheckpointBroken
 
+BUNDLED = "bundle_emb."
+
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
@@ -47,6 +49,7 @@ class EmbeddingShelf:
 
     hashes: HashBook
     files: tuple[ModelFile, ...] = ()
+    _carried: dict[Model, tuple[Embedding, ...]] = field(default_factory=dict)
     _loaded: dict[str, Embedding | None] = field(default_factory=dict)
     _by_first_token: dict[int, dict[int, list[tuple[list[int], Embedding]]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -60,15 +63,24 @@ class EmbeddingShelf:
                 del self._loaded[name]
         self._by_first_token.clear()
 
+    def carry(self, model: Model, embeddings: Sequence[Embedding]) -> None:
+        """Embeddings that come with the LoRAs merged into a model; a file of the same name wins."""
+        installed = {one.name for one in self.files}
+        self._carried[model] = tuple(one for one in embeddings if one.name not in installed)
+        if not self._carried[model]:
+            del self._carried[model]
+
     def lookup(self, model: Model) -> Lookup:
         """A function that finds embeddings of this model's width by their name's tokens."""
         width = sum(encoder.width for encoder in model.text)
         if width not in self._by_first_token:
             self._by_first_token[width] = self._index(width, model.text[0])
         table = self._by_first_token[width]
+        carried = self._carried.get(model, ())
+        along = [(model.text[0].tokenize(one.name), one) for one in carried if one.width == width]
 
         def find(tokens: Sequence[int], position: int) -> tuple[Found, int] | None:
-            for ids, embedding in table.get(tokens[position], ()):
+            for ids, embedding in (*table.get(tokens[position], ()), *along):
                 if list(tokens[position : position + len(ids)]) == ids:
                     return embedding, len(ids)
             return None
@@ -98,6 +110,21 @@ class EmbeddingShelf:
                 self._loaded[one.name] = None
                 self.skipped[one.name] = str(error)
         return self._loaded[one.name]
+
+
+def bundled_embeddings(tensors: Mapping[str, Tensor], lora: str) -> list[Embedding]:
+    """Embeddings inside a LoRA file (``bundle_emb.NAME.…``); infotexts name the LoRA for a hash."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(BUNDLED):
+            name, _, part = key[len(BUNDLED) :].partition(".")
+            parts.setdefault(name, {})[part.removeprefix("string_to_param.")] = tensor
+    found = []
+    for name, data in parts.items():
+        vectors = _vectors(data)
+        if vectors is not None:
+            found.append(Embedding(name, vectors, lora, 0))
+    return found
 
 
 def _changed_ns(one: ModelFile) -> int:

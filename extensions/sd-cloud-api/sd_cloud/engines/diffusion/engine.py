@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -12,7 +11,7 @@ from sd_cloud.engines.base import Control, Report, Worker
 from sd_cloud.engines.diffusion.extras import run_extras
 from sd_cloud.engines.diffusion.job_run import JobRun
 from sd_cloud.engines.diffusion.placement import placement_for
-from sd_cloud.engines.diffusion.scripts_run import asks_for_script, run_script
+from sd_cloud.engines.diffusion.scripts_run import Before, asks_for_script, run_script
 from sd_cloud.engines.diffusion.unsupported import check_unsupported
 from sd_cloud.engines.diffusion.workshop import Workshop
 from sd_cloud.errors import EngineFailed, OutOfMemory, ServiceError
@@ -40,12 +39,12 @@ class DiffusionWorker:
                     job,
                     report,
                     control,
-                    lambda part, marks, heard: self._make(part, heard, control, marks),
+                    lambda part, before, heard: self._make(part, heard, control, before),
                     settings=self.workshop.settings,
                     device=self.workshop.device,
                 )
             if job.kind in ("txt2img", "img2img"):
-                return self._make(job, report, control, {})
+                return self._make(job, report, control, Before())
             raise EngineFailed(f"jobs of kind {job.kind!r} are not the engine's")
         except ServiceError:
             raise
@@ -87,4 +86,8 @@ class DiffusionWorker:
 
 def create(settings: Settings) -> Worker:
     """What the child process calls, with the settings, to have a worker."""
-    return DiffusionWorker(settings)
+    worker = DiffusionWorker(settings)
+    # What is imported by now stays for good: collecting garbage need not look at it again.
+    gc.collect()
+    gc.freeze()
+    return worker

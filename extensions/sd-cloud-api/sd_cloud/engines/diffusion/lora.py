@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_cloud.engines.base import Catalogue, ModelFile
+from sd_cloud.engines.diffusion.embeddings import BUNDLED, Embedding, EmbeddingShelf, bundled_embeddings
 from sd_cloud.engines.diffusion.hashes import HashBook
 from sd_cloud.engines.diffusion.lora_deltas import Delta, UnknownForm, delta
 from sd_cloud.engines.diffusion.lora_keys import Layer, find_layer, layers_by_name, split_key
@@ -87,7 +88,8 @@ def short_hash(file: ModelFile, hashes: HashBook) -> str:
 class _State:
     """What is merged into one model, and the weights as they were."""
 
-    merged: tuple[Hashable, ...] = ()
+    merged: tuple[Hashable, ...] | None = ()  # None: something went wrong half way
+    sentences: list[str] = field(default_factory=list)
     originals: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     layers: dict[str, Layer] | None = None
 
@@ -95,7 +97,8 @@ class _State:
 class LoraShelf:
     """Files that were read lately, and what is merged into which model."""
 
-    def __init__(self) -> None:
+    def __init__(self, embeddings: EmbeddingShelf) -> None:
+        self._embeddings = embeddings
         self._files: OrderedDict[Hashable, Tensors] = OrderedDict()
         self._states: dict[Model, _State] = {}
 
@@ -106,6 +109,7 @@ class LoraShelf:
 
     def forget(self, model: Model) -> None:
         self._states.pop(model, None)
+        self._embeddings.carry(model, ())
 
     @torch.no_grad()
     def apply(self, model: Model, wanted: Sequence[Wanted]) -> list[str]:
@@ -116,24 +120,28 @@ class LoraShelf:
         state = self._states.setdefault(model, _State())
         keys = tuple(one.key for one in wanted)
         if keys == state.merged:
-            return []
+            return state.sentences
+        state.merged = None
         for parameter, original in state.originals.items():
             parameter.copy_(original)
-        state.merged = ()
         if not keys:
             state.originals.clear()
-            return []
-        sentences = []
+        state.sentences = []
+        carried: list[Embedding] = []
         for one in wanted:
-            sentences += self._merge(model, state, one)
+            state.sentences += self._merge(model, state, one)
+            carried += bundled_embeddings(self._read(one), one.name)
+        self._embeddings.carry(model, carried)
         state.merged = keys
-        return sentences
+        return state.sentences
 
     def _merge(self, model: Model, state: _State, wanted: Wanted) -> list[str]:
         if state.layers is None:
             state.layers = layers_by_name(model)
         by_layer: dict[str, dict[str, Tensor]] = {}
         for key, tensor in self._read(wanted).items():
+            if key.startswith(BUNDLED):
+                continue
             name, part = split_key(key)
             by_layer.setdefault(name, {})[part] = tensor
         failed, unmatched = [], 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +120,6 @@ def load_model(path: Path, sidecar: Path | None, placement: Placement) -> Model:
         prediction=layout.prediction,
     )
     del tensors, alphas
-    gc.collect()
     model.settle()
     if model.prediction == "unknown":
         model.bring(unet)

@@ -40,8 +40,8 @@ class Workshop:
 
     def __post_init__(self) -> None:
         self.hashes = catalogues.hash_book(self.settings)
-        self.loras = LoraShelf()
         self.embeddings = EmbeddingShelf(self.hashes)
+        self.loras = LoraShelf(self.embeddings)
         self.controlnets = ControlNetShelf()
         self.texts = TextCache()
         self.residents = Residents(self.placement, self.settings.min_ram_reserved_gib, self._leaves)
