@@ -249,6 +249,11 @@ def _failure(labels: Mapping[str, str], error: errors.ServiceError, seconds: flo
     return answer
 
 
+def failure_body(error: errors.ServiceError) -> bytes:
+    """The guide's shape for a request that came to nothing and has no caller left to answer."""
+    return bytes(_failure({}, error, 0.0).body)
+
+
 def _answer(
     http_status: int,
     labels: Mapping[str, str],

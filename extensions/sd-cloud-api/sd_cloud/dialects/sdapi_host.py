@@ -18,7 +18,7 @@ from starlette.responses import Response
 from sd_cloud.dialects import sdapi_models as models
 from sd_cloud.dialects.sdapi_checks import check_vae, check_values
 from sd_cloud.dialects.sdapi_errors import answer
-from sd_cloud.dialects.sdapi_models import OrNull
+from sd_cloud.dialects.sdapi_models import or_null
 from sd_cloud.errors import CheckpointNotFound, NotImplementedHere, ServiceError
 from sd_cloud.job import Job
 from sd_cloud.service import Service
@@ -69,13 +69,13 @@ def add_host_routes(routes: APIRouter, service: Service, options: Options, setti
             ("/server-stop", host.stop_webui),
         ):
             add(path, endpoint, methods=["POST"])
-    for path, endpoint, answers in (
+    for path, untrained, answers in (
         ("/create/embedding", host.create_embedding, models.CreateResponse),
         ("/create/hypernetwork", host.create_hypernetwork, models.CreateResponse),
         ("/train/embedding", host.train_embedding, models.TrainResponse),
         ("/train/hypernetwork", host.train_hypernetwork, models.TrainResponse),
     ):
-        add(path, endpoint, methods=["POST"], response_model=answers)
+        add(path, untrained, methods=["POST"], response_model=answers)
 
 
 class _Host:
@@ -209,8 +209,8 @@ def _option_type(default: Any) -> Any:
     if not default:
         return Any
     if isinstance(default, (int, float)) and not isinstance(default, bool):
-        return OrNull[float]
-    return OrNull[list[Any]] if isinstance(default, list) else OrNull[type(default)]
+        return or_null(float)
+    return or_null(list[Any] if isinstance(default, list) else type(default))
 
 
 def _flag_table() -> dict[str, Any]:
@@ -221,7 +221,7 @@ def _flag_table() -> dict[str, Any]:
 def flags_model(settings: Settings) -> type[BaseModel]:
     """The model ``Flags``; its defaults name this service's own folders, as the webui's name its own."""
     fields: dict[str, Any] = {
-        name: (OrNull[_TYPES[flag["type"]]], _placed(flag["default"], settings))
+        name: (or_null(_TYPES[flag["type"]]), _placed(flag["default"], settings))
         for name, flag in _flag_table().items()
     }
     return create_model("Flags", __config__=models.NO_NAMESPACES, **fields)

@@ -18,7 +18,6 @@ from sd_cloud.job import Kind
 from sd_cloud.service import Service
 from sd_cloud.settings import Settings
 
-
 #: What restoring faces takes (:mod:`sd_cloud.engines.diffusion.extras_faces`, which is the engine's).
 RESTORER_PACKAGES = ("spandrel", "facexlib")
 RESTORER_WEIGHTS = {"CodeFormer": "*codeformer*.pth", "GFPGAN": "*GFPGAN*.pth"}

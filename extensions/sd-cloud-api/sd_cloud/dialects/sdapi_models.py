@@ -30,6 +30,11 @@ class _NullUnsaid:
 OrNull = Annotated[T | None, _NullUnsaid()]
 
 
+def or_null(kind: Any) -> Any:
+    """`OrNull` of a type that is only known when a model is made."""
+    return Annotated[kind | None, _NullUnsaid()]
+
+
 def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and math.isfinite(value) else value
 

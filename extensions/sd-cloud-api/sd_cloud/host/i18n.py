@@ -114,4 +114,5 @@ def word(key: str) -> str:
 
     Gradio's own type for it behaves as a str wherever a component takes a text.
     """
-    return I18nData(key)  # type: ignore[return-value]
+    label: str = I18nData(key)
+    return label

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 # Read by gradio when it is imported: nothing here talks to anybody but the browser.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -89,7 +90,7 @@ def _hang_up_with_the_service(app: FastAPI, page: Page) -> None:
         gradio.stop_event.set()  # type: ignore[attr-defined]
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[object]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
         async with inner(app) as state:
             watch = asyncio.create_task(hang_up())
             yield state
@@ -119,7 +120,7 @@ def blocks(page: Page) -> gr.Blocks:
             made: dict[str, MakingTab] = {}
             for kind in ("txt2img", "img2img"):
                 with gr.Tab(word(kind), id=kind, elem_id=f"tab_{kind}", visible=kind in shown):
-                    made[kind] = making_tab(kind, page, checkpoint, vae)  # type: ignore[arg-type]
+                    made[kind] = making_tab(kind, page, checkpoint, vae)
             with gr.Tab(word("extras"), id="extras", elem_id="tab_extras", visible="extras" in shown):
                 extras_picture = extras_tab(page)
             with gr.Tab(word("png_info"), id="png_info", elem_id="tab_png_info", visible="png_info" in shown):
