@@ -13,9 +13,7 @@ from sd_cloud import inside_webui  # noqa: E402
 
 inside_webui.loading()
 script_callbacks.on_app_started(inside_webui.app_started)
-script_callbacks.on_before_ui(inside_webui.before_page)
 script_callbacks.on_ui_tabs(inside_webui.tabs)
-script_callbacks.on_script_unloaded(inside_webui.unloaded)
 
 # The webui looks for its scripts among the names of this file.
 CensorScript, CensorExtras = inside_webui.censor_scripts()

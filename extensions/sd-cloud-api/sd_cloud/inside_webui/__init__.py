@@ -3,6 +3,6 @@
 Loading it loads next to nothing: the webui reads it before its page is built.
 """
 
-from sd_cloud.inside_webui.callbacks import app_started, before_page, censor_scripts, loading, tabs, unloaded
+from sd_cloud.inside_webui.callbacks import app_started, censor_scripts, loading, tabs
 
-__all__ = ["app_started", "before_page", "censor_scripts", "loading", "tabs", "unloaded"]
+__all__ = ["app_started", "censor_scripts", "loading", "tabs"]

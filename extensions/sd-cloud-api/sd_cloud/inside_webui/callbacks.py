@@ -44,16 +44,6 @@ def loading() -> None:
         keep_checkpoints(reserved_gib=cmd_opts.min_ram_reserved)
 
 
-@_or_without("hiding tabs")
-def before_page() -> None:
-    """``on_before_ui``: the page is about to be built."""
-    from modules.shared import cmd_opts, opts
-
-    from sd_cloud.inside_webui.page_tabs import hide_tabs
-
-    hide_tabs(opts, getattr(cmd_opts, "always_hide_tabs", None) or ())
-
-
 @_or_without("its API")
 def app_started(demo: Any, app: FastAPI) -> None:
     """``on_app_started``: hook this app. ``demo`` is None with ``--nowebui``.
@@ -69,19 +59,14 @@ def app_started(demo: Any, app: FastAPI) -> None:
     hook(app)
 
 
-@_or_without("an orderly end of its service")
-def unloaded() -> None:
-    """``on_script_unloaded``: the app is gone ("Reload UI"), another one will be hooked."""
-    from sd_cloud.inside_webui.hook import unhook
-
-    unhook()
-
-
 @_or_without("its tabs", ())
 def tabs() -> Sequence[tuple[Any, str, str]]:
-    """``on_ui_tabs``: our pages, each in a frame, as (blocks, title, id)."""
-    from sd_cloud.inside_webui.page_tabs import framed_pages
+    """``on_ui_tabs``, while the page is built: our pages, each in a frame, as (blocks, title, id)."""
+    from modules.shared import cmd_opts, opts
 
+    from sd_cloud.inside_webui.page_tabs import framed_pages, hide_tabs
+
+    hide_tabs(opts, getattr(cmd_opts, "always_hide_tabs", None) or ())
     return framed_pages()
 
 

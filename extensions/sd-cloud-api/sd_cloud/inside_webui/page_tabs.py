@@ -36,7 +36,7 @@ class HiddenTabs(list[str]):
 
 
 def hide_tabs(opts: Any, always: Sequence[str]) -> None:
-    """While the page is built, ``always`` are among the hidden tabs. The saved option stays as it is."""
+    """Until `page_is_built`, ``always`` are among the hidden tabs. The saved option stays as it is."""
     if not always:
         return
     opts.data[OPTION] = HiddenTabs(opts.data.get(OPTION) or (), always)
