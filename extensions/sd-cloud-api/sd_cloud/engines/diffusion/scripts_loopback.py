@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -50,6 +51,11 @@ def loopback(session: Session) -> tuple[list[Picture], Image.Image | None]:
             break
         if batches > 1 and last is not None and not session.skipped:
             made.append(last)
+    if session.outcomes:
+        # The webui has worked out the next loop's strength by then, and says that.
+        after = strength_at(loops, loops, first, final, curve)
+        last_one = session.outcomes[-1]
+        session.outcomes[-1] = replace(last_one, info={**last_one.info, "denoising_strength": after})
     grid = None
     if len(made) > 1 and session.options.flag("return_grid"):
         grid = session.sheet([image_of(one) for one in made], rows=1)
