@@ -121,6 +121,11 @@ async def test_img2img_leaves_the_init_images_out_of_its_answer_unless_asked(wor
     assert parameters["init_images"] == body["init_images"]
 
 
+async def test_one_init_image_may_stand_for_a_list_of_one(world: Native) -> None:
+    answer = await world.post("img2img", {**SMALL, "init_images": base64_png()})
+    assert answer.status_code == 200 and world.job.payload["init_images"] == [base64_png()]
+
+
 async def test_styles_reach_the_engine_by_name(world: Native) -> None:
     await world.post("txt2img", {**SMALL, "styles": ["ink"]})
     assert world.job.payload["styles"] == ["ink"] and world.job.payload["prompt"] == "a cat"

@@ -2,7 +2,7 @@
 
 Names, defaults and titles are the wire format. Fields of a request may be null, which means the
 same as leaving them out, and numbers are read as leniently as the webui reads them (``"20"``,
-``20.7`` as 20 steps). `OrNull` keeps null out of the OpenAPI file, as in the webui's own.
+``20.7`` as 20 steps); one picture may stand for a list of one. `OrNull` keeps null out of the OpenAPI file, as in the webui's own.
 """
 
 from __future__ import annotations
@@ -39,6 +39,11 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and math.isfinite(value) else value
 
 
+def _one_or_more(value: object) -> object:
+    return [value] if isinstance(value, str) and value else value
+
+
+Pictures = Annotated[list[Any], BeforeValidator(_one_or_more)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 
@@ -105,7 +110,7 @@ class _Txt2Img(_Generation):
 
 class _Img2Img(_Generation):
     denoising_strength: OrNull[float] = 0.75
-    init_images: OrNull[list[Any]] = None
+    init_images: OrNull[Pictures] = None
     resize_mode: OrNull[Whole] = 0
     image_cfg_scale: OrNull[float] = None
     mask: OrNull[str] = None
