@@ -72,6 +72,7 @@ DEFAULTS: dict[str, Any] = {
     "save_init_img": False,
     "save_mask": False,
     "save_mask_composite": False,
+    "sd_hypernetwork": "None",
     "sd_lora": "None",
     "sd_model_checkpoint": None,
     "sd_noise_schedule": "Default",

@@ -50,9 +50,14 @@ def _written(request: Request, options: Options, data_dir: Path, pair: Pair, com
             comments.append(f"Style not found: {', '.join(unknown)}")
     if options.flag("enable_prompt_comments"):
         prompt, negative = without_comments(prompt), without_comments(negative)
-    added = options.text("sd_lora")
-    if added not in ("None", "") and request.extra_networks:
-        called = [call.positional[0] for call in split_networks(prompt)[1] if call.positional]
-        if added not in called:
-            prompt += f"<lora:{added}:{options.number('extra_networks_default_multiplier')}>"
+    for kind, option in (("hypernet", "sd_hypernetwork"), ("lora", "sd_lora")):
+        prompt += _added(prompt, kind, options.text(option), options) if request.extra_networks else ""
     return Pair(prompt, negative)
+
+
+def _added(prompt: str, kind: str, name: str, options: Options) -> str:
+    """The call for a network that the options add to every prompt, unless the prompt has it."""
+    called = {(call.kind, *call.positional[:1]) for call in split_networks(prompt)[1]}
+    if name in ("None", "") or (kind, name) in called:
+        return ""
+    return f"<{kind}:{name}:{options.number('extra_networks_default_multiplier')}>"

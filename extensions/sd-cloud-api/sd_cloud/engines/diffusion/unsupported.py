@@ -9,7 +9,6 @@ from sd_cloud.job import Job
 
 DEFAULTS: dict[str, Any] = {
     "fp8_storage": "Disable",
-    "sd_hypernetwork": "None",
     "sd_unet": "Automatic",
     "sd_vae_decode_method": "Full",
     "sd_vae_encode_method": "Full",

@@ -15,6 +15,7 @@ from sd_cloud.engines.diffusion.conditioning import TextCache
 from sd_cloud.engines.diffusion.controlnet import ControlNetShelf
 from sd_cloud.engines.diffusion.embeddings import EmbeddingShelf
 from sd_cloud.engines.diffusion.hashes import HashBook
+from sd_cloud.engines.diffusion.hypernetworks import HypernetShelf
 from sd_cloud.engines.diffusion.infotext import Names
 from sd_cloud.engines.diffusion.latents import Coder
 from sd_cloud.engines.diffusion.lora import LoraShelf
@@ -34,6 +35,7 @@ class Workshop:
     hashes: HashBook = field(init=False)
     residents: Residents = field(init=False)
     loras: LoraShelf = field(init=False)
+    hypernetworks: HypernetShelf = field(init=False)
     embeddings: EmbeddingShelf = field(init=False)
     controlnets: ControlNetShelf = field(init=False)
     texts: TextCache = field(init=False)
@@ -42,6 +44,7 @@ class Workshop:
         self.hashes = catalogues.hash_book(self.settings)
         self.embeddings = EmbeddingShelf(self.hashes)
         self.loras = LoraShelf(self.embeddings)
+        self.hypernetworks = HypernetShelf()
         self.controlnets = ControlNetShelf()
         self.texts = TextCache()
         self.residents = Residents(self.placement, self.settings.min_ram_reserved_gib, self._leaves)
@@ -98,6 +101,7 @@ class Workshop:
 
     def _leaves(self, model: Model) -> None:
         self.loras.forget(model)
+        self.hypernetworks.forget(model)
 
 
 def _folder_marks(settings: Settings) -> Iterator[tuple[str, int]]:
