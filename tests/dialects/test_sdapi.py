@@ -176,9 +176,10 @@ async def test_png_info_reads_an_infotext_field_by_field(world: Native) -> None:
     assert (parameters["Size-1"], parameters["Size-2"], parameters["Note"]) == ("64", "32", "a, b: c")
 
 
-async def test_png_info_of_a_picture_without_an_infotext_is_empty(world: Native) -> None:
+async def test_png_info_of_a_picture_without_an_infotext_has_the_webuis_defaults(world: Native) -> None:
     answer = (await world.post("png-info", {"image": base64_png()})).json()
-    assert answer == {"info": "", "items": {}, "parameters": {}}
+    assert (answer["info"], answer["items"]) == ("", {})
+    assert answer["parameters"]["Prompt"] == "" and answer["parameters"]["Clip skip"] == "1"
 
 
 async def test_extras_hand_the_pictures_to_the_engine(world: Native) -> None:

@@ -56,7 +56,7 @@ def made(outcome: Outcome) -> Image.Image:
 
 def test_a_single_image_is_upscaled_by_a_factor(settings: Settings) -> None:
     image = picture()
-    outcome = run(settings, {"image": encoded(image), "upscaling_resize": 2, "upscaler_1": "Lanczos"})
+    outcome = run(settings, {"image": encoded(image), "upscaling_resize": 2.0, "upscaler_1": "Lanczos"})
     assert made(outcome).tobytes() == image.resize((80, 48), Image.LANCZOS).tobytes()
     assert outcome.info == {"html_info": "<p>Postprocess upscale by: 2.0, Postprocess upscaler: Lanczos</p>"}
 

@@ -158,7 +158,7 @@ class _Making:
     async def pnginfoapi(self, req: models.PNGInfoRequest) -> Response:
         checked = await checked_picture(self._service, req.image, "image")
         info, items, parameters = await asyncio.to_thread(lambda: geninfo(opened(checked)))
-        return answer({"info": info, "items": items, "parameters": parameters if info else {}})
+        return answer({"info": info, "items": items, "parameters": parameters})
 
     async def interrogateapi(self, interrogatereq: models.InterrogateRequest) -> Response:
         if not interrogatereq.image:

@@ -167,7 +167,7 @@ class _Extras(BaseModel):
     gfpgan_visibility: Unit = Field(0.0, title="GFPGAN Visibility")
     codeformer_visibility: Unit = Field(0.0, title="CodeFormer Visibility")
     codeformer_weight: Unit = Field(0.0, title="CodeFormer Weight")
-    upscaling_resize: float = Field(2.0, gt=0, title="Upscaling Factor", description="For resize_mode 0.")
+    upscaling_resize: float = Field(2, gt=0, title="Upscaling Factor", description="For resize_mode 0.")
     upscaling_resize_w: Whole = Field(512, ge=1, title="Target Width", description="For resize_mode 1.")
     upscaling_resize_h: Whole = Field(512, ge=1, title="Target Height", description="For resize_mode 1.")
     upscaling_crop: bool = Field(True, title="Crop to fit", description="Crop to the target size?")

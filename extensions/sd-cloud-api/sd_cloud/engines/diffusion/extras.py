@@ -48,7 +48,7 @@ class ExtrasRequest:
         mode = payload.get("resize_mode", 0)
         if mode not in (0, 1) or isinstance(mode, bool):
             raise BadRequest(f"{mode!r} is neither 0 (by a factor) nor 1 (to a size)", field="resize_mode")
-        scale = _number(payload, "upscaling_resize", 2.0, 0.0, 64.0)
+        scale = _number(payload, "upscaling_resize", 2, 0.0, 64.0)
         if scale == 0:
             raise BadRequest("must be greater than 0", field="upscaling_resize")
         return cls(
@@ -204,7 +204,7 @@ def _number(payload: Mapping[str, Any], name: str, default: float, low: float, h
     value = payload.get(name, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise BadRequest(f"{value!r} is not a number from {low:g} to {high:g}", field=name)
-    return float(value)
+    return value  # as it came: the infotext tells the default 2 from 2.0
 
 
 def _name(payload: Mapping[str, Any], name: str) -> str:
