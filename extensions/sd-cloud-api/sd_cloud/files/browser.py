@@ -107,8 +107,13 @@ class FileBrowser:
             await asyncio.to_thread(place.path.parent.mkdir, parents=True, exist_ok=True)
             out = await asyncio.to_thread(partial.open, "xb")
         try:
+            size_bytes = 0
+            async for chunk in content:  # who sends it may fail too, and that is not the disk's
+                with _told(path):
+                    await asyncio.to_thread(_write, out, chunk, partial)
+                size_bytes += len(chunk)
             with _told(path):
-                size_bytes = await _written(out, content, partial)
+                await asyncio.to_thread(_flushed, out)
                 await asyncio.to_thread(_claim, partial, place.path, path)
         finally:
             out.close()
@@ -180,17 +185,6 @@ def _entry(one: os.DirEntry[str]) -> Entry | None:
     return Entry(
         one.name, "folder" if is_folder else "file", 0 if is_folder else found.st_size, found.st_mtime
     )
-
-
-async def _written(out: BinaryIO, content: AsyncIterable[bytes], partial: Path) -> int:
-    size_bytes = 0
-    async for chunk in content:
-        if not chunk:
-            continue
-        size_bytes += len(chunk)
-        await asyncio.to_thread(_write, out, chunk, partial)
-    await asyncio.to_thread(_flushed, out)
-    return size_bytes
 
 
 def _write(out: BinaryIO, chunk: bytes, partial: Path) -> None:

@@ -27,8 +27,9 @@ def framed_pages() -> Sequence[tuple[Any, str, str]]:
 class HiddenTabs(list[str]):
     """The webui's option of hidden tabs, as saved, that also holds what ``--always-hide-tabs`` names."""
 
-    def __init__(self, saved: Sequence[str], always: Sequence[str]) -> None:
-        super().__init__(saved)
+    def __init__(self, saved: Sequence[str] | None, always: Sequence[str]) -> None:
+        super().__init__(saved or ())
+        self.was_saved = saved is not None
         self._always = tuple(always)
 
     def __contains__(self, title: object) -> bool:
@@ -39,11 +40,14 @@ def hide_tabs(opts: Any, always: Sequence[str]) -> None:
     """Until `page_is_built`, ``always`` are among the hidden tabs. The saved option stays as it is."""
     if not always:
         return
-    opts.data[OPTION] = HiddenTabs(opts.data.get(OPTION) or (), always)
+    opts.data[OPTION] = HiddenTabs(opts.data.get(OPTION), always)
 
 
 def page_is_built(opts: Any) -> None:
     """Put the option back as `hide_tabs` found it."""
     held = opts.data.get(OPTION)
     if isinstance(held, HiddenTabs):
-        opts.data[OPTION] = list(held)
+        if held.was_saved:
+            opts.data[OPTION] = list(held)
+        else:
+            del opts.data[OPTION]
