@@ -306,7 +306,7 @@ def webui(rest: Sequence[str]) -> int:
 
 def bare(parser: argparse.ArgumentParser) -> int:
     """No command: a webui that has this repository in its extensions/ runs it like this."""
-    if ROOT.parent.name != "extensions" or not is_webui(ROOT.parent.parent):
+    if ROOT.parent.name != "extensions" or not (is_webui(ROOT.parent.parent) or called_by_a_webui()):
         parser.print_help()
         return 2
     # The clone itself is usually called sd-cloud-api.
@@ -315,6 +315,12 @@ def bare(parser: argparse.ArgumentParser) -> int:
     say(f"the extension proper is now in {target}; the webui loads it from there")
     # The webui made its list of installers before this one was there.
     return run([sys.executable, target / "install.py"])
+
+
+def called_by_a_webui() -> bool:
+    """With its own --data-dir, a webui's extensions are elsewhere; its installers find it on their path."""
+    places = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return any(place and is_webui(Path(place)) for place in places)
 
 
 def is_webui(folder: Path) -> bool:

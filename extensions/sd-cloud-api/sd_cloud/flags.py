@@ -23,15 +23,14 @@ def _webui(name: str, help: str, kind: Kind = "switch", default: Any = None, **m
 # The guide's own, and what this service adds.
 OURS: tuple[Flag, ...] = (
     _ours("--blade", "compile the model for more speed", standalone="not yet"),
-    _ours("--filebrowser", "show the FileBrowser page for models and pictures", standalone="not yet"),
+    _ours("--filebrowser", "show the FileBrowser page for models and pictures"),
     _ours("--time-log", "log method, route, status, seconds and job id of every request"),
-    _ours("--enable-nsfw-censor", "check every picture and blur what is unsafe", standalone="not yet"),
+    _ours("--enable-nsfw-censor", "check every picture and blur what is unsafe"),
     _ours(
         "--always-hide-tabs",
         "tabs of the page that are not shown",
         "list",
         metavar="TAB",
-        standalone="not yet",
     ),
     _ours(
         "--min-ram-reserved",
