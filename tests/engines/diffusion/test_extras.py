@@ -110,7 +110,7 @@ def test_a_batch_is_done_one_by_one_and_keeps_generation_data(settings: Settings
     assert [one.image.size for one in outcome.pictures if one.image] == [(80, 48), (32, 32)]
     assert [(one.job_no, one.job_count) for one in seen] == [(0, 2), (1, 2)]
     assert [one.infotext for one in outcome.pictures] == ["a cat\nSteps: 1", ""]
-    assert made(outcome).info["postprocessing"].startswith("Postprocess upscale by: 2.0")
+    assert made(outcome).info["postprocessing"].startswith("Postprocess upscale by: 2")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def with_face_packages(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> N
 def test_faces_are_restored_where_packages_and_weights_are_there(settings: Settings) -> None:
     image = picture()
     plain = np.asarray(image).astype(int)
-    whole = run(settings, {"image": encoded(image), "gfpgan_visibility": 1})
+    whole = run(settings, {"image": encoded(image), "gfpgan_visibility": 1.0})
     wanted = np.clip(plain + 63.75, 0, 255)
     assert np.abs(np.asarray(made(whole)).astype(int) - wanted).max() <= 2
     assert whole.info["html_info"] == "<p>GFPGAN visibility: 1.0</p>"
@@ -231,7 +231,7 @@ def test_faces_are_restored_where_packages_and_weights_are_there(settings: Setti
 
 @pytest.mark.usefixtures("with_face_packages")
 def test_what_restoring_faces_lacks_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    payload = {"image": encoded(picture()), "gfpgan_visibility": 1}
+    payload = {"image": encoded(picture()), "gfpgan_visibility": 1.0}
     monkeypatch.setitem(sys.modules, "facexlib", None)
     with pytest.raises(NotImplementedHere, match=r"^gfpgan_visibility: GFPGAN needs the package facexlib"):
         run(settings, payload)
