@@ -2,7 +2,8 @@
 
 Names, defaults and titles are the wire format. Fields of a request may be null, which means the
 same as leaving them out, and numbers are read as leniently as the webui reads them (``"20"``,
-``20.7`` as 20 steps); one picture may stand for a list of one. `OrNull` keeps null out of the OpenAPI file, as in the webui's own.
+``20.7`` as 20 steps); one picture may stand for a list of one. `OrNull` keeps null out of the
+OpenAPI file, as in the webui's own.
 """
 
 from __future__ import annotations
