@@ -60,7 +60,7 @@ class Seam:
 
     def route(self, path: str, method: str = "POST") -> APIRoute | None:
         for one in self.app.router.routes:
-            if isinstance(one, APIRoute) and one.path == path and method in one.methods:
+            if isinstance(one, APIRoute) and one.path == path and method in (one.methods or ()):
                 return one
         return None
 

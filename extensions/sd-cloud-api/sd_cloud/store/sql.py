@@ -335,7 +335,9 @@ class SqlStore:
             .order_by(tasks.c.number)
             .with_for_update(skip_locked=True)
         ).all()
-        unprepared, suspects, ended = [], [], []
+        unprepared: list[Job] = []
+        suspects: list[Job] = []
+        ended: list[str] = []
         for row in rows:
             error: ServiceError | None = None
             if not row.kept:
