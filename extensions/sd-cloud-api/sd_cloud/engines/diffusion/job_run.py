@@ -20,27 +20,29 @@ from torch import Tensor
 from sd_cloud.engines.base import Checkpoint, Control, Report
 from sd_cloud.engines.diffusion import controlnet, hires, img2img, pictures, sd3
 from sd_cloud.engines.diffusion.conditioning import Conditioner, Encoded, Size
-from sd_cloud.engines.diffusion.controlnet_maps import Canvas
-from sd_cloud.engines.diffusion.controlnet_units import control_units
+from sd_cloud.engines.diffusion.controlnet_maps import Canvas, map_seed
+from sd_cloud.engines.diffusion.controlnet_units import control_units, unit_infotext
+from sd_cloud.engines.diffusion.enlarging import resizer
 from sd_cloud.engines.diffusion.faces import restore_face
+from sd_cloud.engines.diffusion.finishing import grid_of, placed, unit_batch
 from sd_cloud.engines.diffusion.guidance import Guided, Mask, Switch
 from sd_cloud.engines.diffusion.infotext import info_object, infotext
 from sd_cloud.engines.diffusion.latents import Coder, from_unit, to_pictures, to_unit
-from sd_cloud.engines.diffusion.lora import short_hash, wanted_loras
 from sd_cloud.engines.diffusion.model import Model
 from sd_cloud.engines.diffusion.models_wanted import find_checkpoint, wanted_checkpoint, wanted_vae
+from sd_cloud.engines.diffusion.networks import Networks
 from sd_cloud.engines.diffusion.noise import BatchNoise, RandomKind, SeedSize, Variation, encoder_source
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.previews import preview
 from sd_cloud.engines.diffusion.prompt_grammar import NetworkCall, Timeline, split_networks
 from sd_cloud.engines.diffusion.prompts import texts_of
+from sd_cloud.engines.diffusion.refiner import is_due
 from sd_cloud.engines.diffusion.request import Request, parse_request
 from sd_cloud.engines.diffusion.sampling import Plan, Sampling, alphas_of, total_calls
 from sd_cloud.engines.diffusion.tiling import circular
-from sd_cloud.engines.diffusion.upscale import upscale
-from sd_cloud.engines.diffusion.upscale_tiles import TileSize
+from sd_cloud.engines.diffusion.upscale import find_upscaler
 from sd_cloud.engines.diffusion.workshop import Workshop
-from sd_cloud.errors import Cancelled, NotImplementedHere
+from sd_cloud.errors import Cancelled
 from sd_cloud.job import Job, Outcome, Picture, Progress
 
 LATENT_PIXELS = 8
@@ -62,10 +64,11 @@ class JobRun:
         self.checkpoint = wanted_checkpoint(job, self.options, self.catalogue)
         self.marks: dict[str, Any] = {}
         self.comments: list[str] = []
-        self.lora_hashes: dict[str, str] = {}
+        self.networks = Networks(workshop, self.catalogue, self.options, self.marks, self.comments)
         self.random = RandomKind(self.options.text("randn_source"), workshop.device)
         self.began = datetime.datetime.now()
         self.pass_no = 0
+        self.encoding_seed: int | None = None
         self.inpainting = False
 
     # --- the whole job ----------------------------------------------------------------------------
@@ -85,6 +88,8 @@ class JobRun:
             if isinstance(model, sd3.Sd3Model):
                 self.request = sd3.fitted(self.request)
                 self.comments += model.notes
+            self.units = control_units(self.job.payload)
+            self.marks |= unit_infotext(self.units)
             self.prepared = self._prepare_source(model) if request.source else None
             self.second = self._plan_hires()
             self.controls = self._prepare_controls(model)
@@ -129,21 +134,11 @@ class JobRun:
         )
 
     def _grid(self, made: Sequence[Picture]) -> Picture | None:
-        """All pictures in one, where the webui would make it: only for jobs that save."""
-        options = self.options
-        wanted = options.flag("return_grid") or options.flag("grid_save")
-        enough = len(made) > 1 or (made and not options.flag("grid_only_if_multiple"))
-        if not (self.request.save_images and wanted and enough):
+        images = [one.image for one in made if one.image is not None]
+        sheet = grid_of(images, self.request, self.options)
+        if sheet is None:
             return None
-        sheet = pictures.grid(
-            [one.image for one in made if one.image is not None],
-            self.request.batch_size,
-            rows=options.whole("n_rows"),
-            no_gaps=options.flag("grid_prevent_empty_spots"),
-            background=options.text("grid_background_color"),
-        )
-        seeds = self.texts
-        return Picture(sheet, "grid", seeds.seeds[0], seeds.subseeds[0], self._infotext(0))
+        return Picture(sheet, "grid", self.texts.seeds[0], self.texts.subseeds[0], self._infotext(0))
 
     # --- what is prepared once --------------------------------------------------------------------
 
@@ -163,28 +158,15 @@ class JobRun:
             self.while_running.enter_context(circular((coder.vae,), self.request.tiling))
         return coder
 
-    def _enlarge(self, name: str | None, field: str) -> img2img.Enlarge:
-        """Resizing that enlarges with an upscaler, and brings to size by Lanczos."""
-        if name in (None, "", "None"):
-            return pictures.stretch
-        assert name is not None
-
-        def to_size(image: Image.Image, width: int, height: int) -> Image.Image:
-            scale = max(width / image.width, height / image.height)
-            if scale > 1.0 and image.mode != "L":
-                image = upscale(
-                    image,
-                    name,
-                    scale,
-                    settings=self.workshop.settings,
-                    tiles=TileSize.of_options(self.job.option),
-                    device=self.workshop.device,
-                    stop=lambda: self.control.verdict != "go",
-                    field=field,
-                )
-            return image if image.size == (width, height) else pictures.stretch(image, width, height)
-
-        return to_size
+    def _enlarge(self, name: str | None, field: str) -> pictures.Resize:
+        return resizer(
+            name,
+            field,
+            settings=self.workshop.settings,
+            option=self.job.option,
+            device=self.workshop.device,
+            stop=lambda: self.control.verdict != "go",
+        )
 
     def _prepare_source(self, model: Model) -> img2img.Prepared:
         preparation = img2img.Preparation(
@@ -194,7 +176,7 @@ class JobRun:
             enlarge=self._enlarge(
                 self.options.get("upscaler_for_img2img"), "override_settings.upscaler_for_img2img"
             ),
-            source=encoder_source(self.texts.seeds[0]),
+            source=encoder_source(self.texts.seeds[0] if self.encoding_seed is None else self.encoding_seed),
             random=self.random,
             seeds=list(self.texts.seeds),
             marks=self.marks,
@@ -234,8 +216,6 @@ class JobRun:
             marks["Hires sampler"] = own.sampler.name
         marks |= {"Hires prompt": None, "Hires negative prompt": None, "Hires schedule type": None}
         if not hires.is_latent(own):
-            from sd_cloud.engines.diffusion.upscale import find_upscaler
-
             find_upscaler(own.upscaler or "", self.workshop.settings, field="hr_upscaler")
         target = hires.target_size(request, own, marks)
         if own.steps:
@@ -245,7 +225,7 @@ class JobRun:
         return target
 
     def _prepare_controls(self, model: Model) -> controlnet.Control | None:
-        units = control_units(self.job.payload)
+        units = self.units
         if not units:
             return None
         coder = self._coder(model, self.checkpoint)
@@ -253,7 +233,7 @@ class JobRun:
         canvas = Canvas(
             size=(self.request.width, self.request.height),
             hires_size=(self.second.width, self.second.height) if self.second else None,
-            seed=self.texts.seeds[0],
+            seed=map_seed(self.job.payload, self.texts.seeds[0]),
             init_image=pictures.decode_picture(source.images[0], "init_images[0]") if source else None,
             init_mode=source.resize_mode if source else 0,
             mask=self.prepared.whole_mask if self.prepared else None,
@@ -269,10 +249,7 @@ class JobRun:
             ),
             option=self.job.option,
         )
-        controls = controlnet.prepare(units, canvas, around)
-        if controls is not None:
-            self.marks |= controls.infotext
-        return controls
+        return controlnet.prepare(units, canvas, around)
 
     # --- one batch --------------------------------------------------------------------------------
 
@@ -329,7 +306,7 @@ class JobRun:
             plain.append(text)
             calls = found if place == 0 else calls
         if request.extra_networks:
-            self._merge(model, calls, second=second)
+            self.networks.put_on(model, calls, second=second)
         steps = total_calls(request.sampler, request.steps)
         hires_steps = None
         size = Size(request.width, request.height)
@@ -348,30 +325,6 @@ class JobRun:
     def _conditioner(self, model: Model) -> Conditioner:
         shop = self.workshop
         return Conditioner(model, self.options, shop.embeddings, shop.texts, shop.loras.state_of(model))
-
-    def _merge(self, model: Model, calls: Sequence[NetworkCall], *, second: bool) -> None:
-        others = sorted({call.kind for call in calls if call.kind not in ("lora", "lyco")})
-        if "hypernet" in others:
-            raise NotImplementedHere(
-                "hypernetworks (<hypernet:…>) are not applied by this engine", field="prompt"
-            )
-        if others:
-            self.comments.append(f"Skipping unknown extra network: {', '.join(others)}")
-        wanted, missing = wanted_loras([call for call in calls if call.kind not in others], self.catalogue)
-        if missing:
-            self.comments.append(f"Lora not found: {', '.join(missing)}")
-        self.comments += self.workshop.loras.apply(model, wanted)
-        if self.options.flag("lora_add_hashes_to_infotext"):
-            if not second:
-                self.lora_hashes = {}
-            for one in wanted:
-                short = short_hash(one.file, self.workshop.hashes)
-                if short:
-                    self.lora_hashes[one.name.replace(":", "").replace(",", "")] = short
-            if self.lora_hashes:
-                self.marks["Lora hashes"] = ", ".join(
-                    f"{key}: {value}" for key, value in self.lora_hashes.items()
-                )
 
     # --- passes -----------------------------------------------------------------------------------
 
@@ -401,6 +354,7 @@ class JobRun:
         )
 
         def on_step(step: int, steps: int) -> None:
+            guided.progress = step / steps
             self._report_step(guided, step, steps)
 
         return Sampling(plan, guided, self.options, noise, self.random, self.seeds, self.marks, on_step)
@@ -533,7 +487,7 @@ class JobRun:
         def refine(guided: Guided, level: Tensor) -> Switch | None:
             if self.current_checkpoint.filename == checkpoint.filename:
                 return None
-            if not self._refiner_is_due(guided, level, plan):
+            if not is_due(self.request, self.options, guided, level, plan, self.marks):
                 return None
             self.marks["Refiner"] = self.workshop.short_title(checkpoint)
             self.marks["Refiner switch at"] = refiner.switch_at
@@ -548,59 +502,22 @@ class JobRun:
 
         return refine
 
-    def _refiner_is_due(self, guided: Guided, level: Tensor, plan: Plan) -> bool:
-        refiner = self.request.refiner
-        assert refiner is not None
-        if self.options.flag("refiner_switch_by_sample_steps"):
-            done = guided.step / guided.total_calls
-            self.marks["Refiner switch by sampling steps"] = True
-        elif plan.by_timesteps:
-            done = (999 - int(level.max())) / 1000
-        else:
-            nearest = int((guided.levels.sigmas - level.max().cpu()).abs().argmin())
-            done = (999 - nearest) / 1000
-        if refiner.switch_at is not None and done < refiner.switch_at:
-            return False
-        if self.request.hires is not None:
-            which = self.options.text("hires_fix_refiner_pass")
-            if (which == "first pass" and plan.hires) or (which == "second pass" and not plan.hires):
-                return False
-            if which != "second pass":
-                self.marks["Hires refiner"] = which
-        return True
-
     # --- from tensors to pictures -----------------------------------------------------------------
 
     def _finish(self, decoded: list[Tensor]) -> list[Picture]:
-        unit = torch.stack([one.float() for one in decoded]).add(1.0).div(2.0).clamp(0.0, 1.0)
+        unit = unit_batch(decoded)
         if self.controls is not None:
             unit = self.controls.finish(unit)
         found: list[Picture] = []
         for i, one in enumerate(unit):
-            found += self._finish_one(i, from_unit(one))
-        return found
-
-    def _finish_one(self, i: int, image: Image.Image) -> list[Picture]:
-        options, prepared = self.options, self.prepared
-        if self.request.restore_faces:
-            image, sentence = restore_face(image, options, self.workshop.settings, self.workshop.device)
-            self.comments += [sentence] if sentence else []
-        if prepared is None:
-            return [self._picture(image, i, "image")]
-        overlay = None
-        if options.flag("overlay_inpaint") and i < len(prepared.overlays):
-            overlay = prepared.overlays[i]
-        if i < len(prepared.colour_targets):
-            image = pictures.match_colours(prepared.colour_targets[i], image)
-        image, made = pictures.put_back(image, prepared.paste_to, overlay)
-        found = [self._picture(image, i, "image")]
-        mask = prepared.mask_for_overlay
-        saving = self.request.save_images and options.flag("samples_save")
-        if mask is not None and (options.flag("return_mask") or (saving and options.flag("save_mask"))):
-            found.append(self._picture(mask.convert("RGB"), i, "mask"))
-        composite = options.flag("return_mask_composite") or (saving and options.flag("save_mask_composite"))
-        if mask is not None and composite:
-            found.append(self._picture(pictures.mask_composite(made, mask, image.size), i, "mask_composite"))
+            image = from_unit(one)
+            if self.request.restore_faces:
+                image, sentence = restore_face(
+                    image, self.options, self.workshop.settings, self.workshop.device
+                )
+                self.comments += [sentence] if sentence else []
+            shown = placed(image, i, self.prepared, self.request, self.options)
+            found += [self._picture(each, i, role) for role, each in shown]
         return found
 
     def _picture(self, image: Image.Image, i: int, role: Any) -> Picture:
