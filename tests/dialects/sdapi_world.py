@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pydantic
+import pytest
 from fastapi import FastAPI
 from PIL import Image
+
+if pydantic.VERSION.startswith("1."):
+    pytest.skip("the standalone host needs the current stack", allow_module_level=True)
 
 from sd_cloud.engines.base import Catalogue, ModelFile, Report
 from sd_cloud.engines.diffusion.catalogue_samplers import SAMPLERS, SCHEDULERS

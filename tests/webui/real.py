@@ -151,6 +151,22 @@ def _environment(data_dir: Path) -> dict[str, str]:
     }
 
 
+def help_of(data_dir: Path) -> str:
+    """The help of the webui's own parser once it has read every extension's flags.
+
+    ``launch.py --help`` of 1.10.1 ends before that and lists no extension's, its built-in ones neither.
+    """
+    text = (
+        f"import sys; sys.argv = ['launch.py', '--data-dir', {str(data_dir)!r}]; sys.path.insert(0, '.'); "
+        "from modules import shared_cmd_options; print(shared_cmd_options.parser.format_help())"
+    )
+    command = [str(python_of(WEBUI)), "-c", text]
+    done = subprocess.run(
+        command, cwd=WEBUI, env=_environment(data_dir), capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
 def wait_until_started(running: Running, times: int) -> None:
     """Nothing is sent before the log says so: a request to a webui that starts its UI ends it."""
     deadline = time.monotonic() + START_SECONDS

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.world import base64_of, png_of
-from tests.webui.real import Running, data_dir, webui
+from tests.webui.real import Running, data_dir, help_of, webui
 
 SMALL = {"width": 64, "height": 64, "steps": 2, "seed": 7, "subseed": 7}
 POSTS: dict[str, tuple[str, Any]] = {
@@ -98,3 +98,12 @@ def test_removing_the_folder_leaves_the_webui_as_it_was(
         assert_same(answers(running), without)
         with running.client() as client:
             assert client.get("/healthz").status_code == 404
+
+
+def test_our_flags_are_in_the_webuis_help(tmp_path: Path) -> None:
+    root = data_dir(tmp_path)
+    said = help_of(root)
+    for flag in ("--filebrowser", "--enable-nsfw-censor", "--sd-dynamic-cache", "--save-dir-root", "--token"):
+        assert said.count(f"\n  {flag}") == 1, flag
+    # What a built-in extension declares is still its own.
+    assert said.count("\n  --lora-dir") == 1
