@@ -55,8 +55,8 @@ def decibels(one: Image.Image, other: Image.Image) -> float:
 def _refused(webui: Answer, ours: Answer) -> tuple[str, ...]:
     if webui.status != 200 and ours.status != 200:
         return ()  # how each words it is its own
-    there = "answers 200" if webui.status == 200 else f"{webui.status} {webui.refusal:.200}"
-    here = "answers 200" if ours.status == 200 else f"{ours.status} {ours.refusal:.200}"
+    there = "answers 200" if webui.status == 200 else f"{webui.status} {webui.refusal:.90}"
+    here = "answers 200" if ours.status == 200 else f"{ours.status} {ours.refusal:.90}"
     return (f"webui: {there}; here: {here}",)
 
 
