@@ -100,8 +100,6 @@ def call(rows: int = 2, **changes: Any) -> Call:
         "context": torch.randn(rows, 77, 64, generator=random),
         "labels": None,
         "positive": torch.tensor([True, False][:rows]),
-        "step": 0,
-        "steps": 10,
     }
     return Call(**{**values, **changes})
 
@@ -300,7 +298,7 @@ def test_weight_scales_what_is_added(model: Model, bench: Bench) -> None:
 
 def test_it_steers_only_within_its_window(bench: Bench) -> None:
     control = bench.prepare(unit(guidance_start=0.25, guidance_end=0.75))
-    working = [control.residuals(call(step=step, steps=8)) is not None for step in range(8)]
+    working = [control.residuals(call(progress=step / 8)) is not None for step in range(8)]
     assert working == [False, False, True, True, True, True, True, False]
 
 
@@ -386,12 +384,6 @@ def test_maps_come_back_at_the_pictures_size_unless_unwanted(bench: Bench) -> No
     assert bench.prepare(canny).maps == ()
 
 
-def test_infotext_numbers_the_units(bench: Bench) -> None:
-    control = bench.prepare(unit(), unit(number=1, weight=0.5))
-    assert list(control.infotext) == ["ControlNet 0", "ControlNet 1"]
-    assert "Weight: 0.5" in control.infotext["ControlNet 1"]
-
-
 def test_a_unit_without_an_image_takes_img2imgs_and_else_is_refused(bench: Bench) -> None:
     own = photo(32, 32, seed=4)
     pixels, mode = unit_image(unit(image=None), Canvas((64, 64), init_image=own, init_mode=2))
@@ -465,9 +457,9 @@ def test_pixel_perfect_takes_the_resolution_that_needs_no_resizing() -> None:
 
 
 def test_seeds_for_random_maps_come_from_the_request() -> None:
-    assert map_seed(5, 7, 100) == 12
-    assert map_seed(-1, -1, 100) == 200
-    assert map_seed(4294967295, 1, 0) == 0
+    assert map_seed({"seed": 5, "subseed": 7}, 100) == 12
+    assert map_seed({"seed": -1}, 100) == 200
+    assert map_seed({"seed": 4294967295, "subseed": 1}, 0) == 0
 
 
 # --- what units do beside steering --------------------------------------------------------------

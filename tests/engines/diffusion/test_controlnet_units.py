@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,7 +72,10 @@ def test_the_guides_own_unit_is_understood() -> None:
         "Processor Res: 512, Threshold A: 100.0, Threshold B: 200.0, Guidance Start: 0.0, "
         "Guidance End: 1.0, Pixel Perfect: True, Control Mode: Balanced"
     )
-    assert unit_infotext((found,)) == {"ControlNet 0": found.described()}
+    second = unit(module="depth_midas", weight=0.5)
+    texts = unit_infotext((found, replace(second, number=1)))
+    assert list(texts) == ["ControlNet 0", "ControlNet 1"] and texts["ControlNet 0"] == found.described()
+    assert texts["ControlNet 1"].startswith("Module: depth_midas, Model: canny, Weight: 0.5")
 
 
 def test_numbers_and_old_words_mean_the_same_as_todays() -> None:

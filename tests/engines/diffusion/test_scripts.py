@@ -17,7 +17,7 @@ from sd_cloud.engines.base import Control
 from sd_cloud.engines.diffusion import pictures
 from sd_cloud.engines.diffusion.scripts_loopback import strength_at
 from sd_cloud.engines.diffusion.scripts_outpainting import matched, plan_growths, shaped_noise
-from sd_cloud.engines.diffusion.scripts_run import asks_for_script, encoded, run_script, scripts
+from sd_cloud.engines.diffusion.scripts_run import Before, asks_for_script, encoded, run_script, scripts
 from sd_cloud.errors import BadRequest, Cancelled, NotImplementedHere
 from sd_cloud.job import Job, Outcome, Picture, Progress
 from sd_cloud.settings import Settings, settings_below
@@ -42,12 +42,14 @@ class Brightening:
 
     asked: list[Mapping[str, Any]] = field(default_factory=list)
     marks: list[Mapping[str, Any]] = field(default_factory=list)
+    last_seeds: list[int | None] = field(default_factory=list)
     control: Control = field(default_factory=Control)
     interrupt_at: int | None = None
 
-    def __call__(self, job: Job, marks: Mapping[str, Any], report: Any) -> Outcome:
+    def __call__(self, job: Job, before: Before, report: Any) -> Outcome:
         self.asked.append(job.payload)
-        self.marks.append(marks)
+        self.marks.append(before.marks)
+        self.last_seeds.append(before.last_seed)
         report(Progress(step=1, steps=1))
         if self.interrupt_at == len(self.asked):
             self.control.ask("interrupt")
@@ -121,6 +123,7 @@ def test_each_loop_starts_from_the_last_ones_picture(settings: Settings) -> None
         settings, make, "loopback", [3, 0.2, "Linear"], seed=10, denoising_strength=0.6, inpainting_fill=2
     )
     assert [one["seed"] for one in make.asked] == [10, 11, 12]
+    assert make.last_seeds == [None, 10, 11]
     assert [one["denoising_strength"] for one in make.asked] == pytest.approx([0.6, 0.4, 0.2])
     assert [one["inpainting_fill"] for one in make.asked] == [2, 1, 1]
     assert make.marks[0] == {"Final denoising strength": 0.2, "Denoising curve": "Linear"}

@@ -30,7 +30,7 @@ from sd_cloud.engines.diffusion.controlnet_after import (
 from sd_cloud.engines.diffusion.controlnet_call import Call, Residuals
 from sd_cloud.engines.diffusion.controlnet_maps import Canvas, Map, fit, perfect_resolution, unit_image
 from sd_cloud.engines.diffusion.controlnet_model import ControlNet, load_controlnet
-from sd_cloud.engines.diffusion.controlnet_units import ControlUnit, find_control_model, unit_infotext
+from sd_cloud.engines.diffusion.controlnet_units import ControlUnit, find_control_model
 from sd_cloud.engines.diffusion.preprocess import Detection, detect
 from sd_cloud.engines.diffusion.preprocess_table import MODULES
 from sd_cloud.errors import BadRequest, NotImplementedHere
@@ -142,11 +142,10 @@ class Steering:
 
 @dataclass
 class Control:
-    """All units of a job. ``maps``: the control maps to answer, ``infotext``: what the text says of them."""
+    """All units of a job. ``maps``: the control maps to answer."""
 
     steerings: tuple[Steering, ...]
     maps: tuple[Picture, ...]
-    infotext: dict[str, str]
     finishes: tuple[Finish, ...] = field(default=())
 
     def residuals(self, call: Call) -> Residuals | None:
@@ -198,7 +197,6 @@ def prepare(units: Sequence[ControlUnit], canvas: Canvas, around: Surroundings) 
     if "block_out_channels" not in around.unet.config:
         raise NotImplementedHere("ControlNet is for SD 1, SD 2 and SDXL checkpoints", field=units[0].field)
     files = [find_control_model(one.model, around.models, field=f"{one.field}.model") for one in units]
-    infotext = unit_infotext(units)
     units = [_settled(unit, canvas) for unit in units]
     made = [_maps(unit, canvas, around.settings) for unit in units]
     keep = int(around.option("control_net_model_cache_size", KEPT_MODELS))
@@ -221,7 +219,7 @@ def prepare(units: Sequence[ControlUnit], canvas: Canvas, around: Surroundings) 
         if unit.save_map:
             pictures += [_picture(one) for one in (hires_pixels, pixels) if one is not None]
     shown = () if around.option("control_net_no_detectmap", False) else tuple(pictures)
-    return Control(tuple(steerings), shown, infotext, tuple(finishes))
+    return Control(tuple(steerings), shown, tuple(finishes))
 
 
 def _settled(unit: ControlUnit, canvas: Canvas) -> ControlUnit:

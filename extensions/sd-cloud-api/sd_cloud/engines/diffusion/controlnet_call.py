@@ -12,7 +12,8 @@ class Call:
     """One call of the U-Net. ``latents``: [N, C, h, w] as the U-Net gets them; ``timesteps``: [N].
 
     ``context``: [N, tokens, width]; ``labels``: SDXL's [N, width]; ``positive``: [N] bool, False
-    where the row is the negative prompt's. ``step`` of ``steps`` is the sampler's, from 0.
+    where the row is the negative prompt's. ``progress``: the number of the last step that the
+    sampler has reported, as a share of its steps (0.0 in the first two steps, as in the webui).
     """
 
     latents: Tensor
@@ -20,18 +21,13 @@ class Call:
     context: Tensor
     labels: Tensor | None
     positive: Tensor
-    step: int
-    steps: int
+    progress: float = 0.0
     hires: bool = False
 
     @property
     def marks(self) -> Tensor:
         """[N, 1, 1, 1]: 1 for the prompt's rows, 0 for the negative prompt's."""
         return self.positive.to(self.latents).view(-1, 1, 1, 1)
-
-    @property
-    def progress(self) -> float:
-        return self.step / max(self.steps, 1)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ flat, and everything else is resized by area or cubic interpolation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +56,11 @@ class Canvas:
         return (self.hires_size[0] // 8 * 8, self.hires_size[1] // 8 * 8) if self.hires_size else None
 
 
-def map_seed(seed: int, subseed: int, first_seed: int) -> int:
-    """What random preprocessors start from: the request's seeds, its first picture's for -1."""
-    return sum(first_seed if one == -1 else max(one, 0) for one in (seed, subseed)) & 0xFFFFFFFF
+def map_seed(payload: Mapping[str, Any], first_seed: int) -> int:
+    """What random preprocessors start from: the request's two seeds, its first picture's for -1."""
+    sent = (payload.get(name) for name in ("seed", "subseed"))
+    seeds = (first_seed if one in (None, "", -1) else max(int(one), 0) for one in sent)
+    return sum(seeds) & 0xFFFFFFFF
 
 
 def unit_image(unit: ControlUnit, canvas: Canvas) -> tuple[Pixels, ResizeMode]:

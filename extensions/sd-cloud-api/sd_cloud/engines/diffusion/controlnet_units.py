@@ -44,7 +44,8 @@ OLD_NAMES = {"guidance": "guidance_end", "lowvram": "low_vram", "input_image": "
 class ControlUnit:
     """One enabled unit. ``number`` is its place among the enabled ones, ``field`` where it was sent.
 
-    ``image`` is RGB or ``None`` (img2img's own input is used), ``mask`` L.
+    ``module_sent`` is the preprocessor as the request names it. ``image`` is RGB or ``None`` (img2img's
+    own input is used), ``mask`` L.
     """
 
     number: int
@@ -67,6 +68,7 @@ class ControlUnit:
     save_map: bool = True
     layer_weights: tuple[float, ...] | None = None
     region: Image.Image | None = None
+    module_sent: str = ""
 
     @property
     def soft(self) -> bool:
@@ -80,7 +82,7 @@ class ControlUnit:
     def described(self) -> str:
         """As the extension writes a unit into the infotext."""
         facts: dict[str, Any] = {
-            "Module": self.module.name,
+            "Module": self.module_sent or self.module.name,
             "Model": self.model,
             "Weight": self.weight,
             "Resize Mode": self.resize_mode,
@@ -212,6 +214,7 @@ def _unit(
         save_map=bool(values.get("save_detected_map", True)),
         layer_weights=_layer_weights(values.get("advanced_weighting"), field),
         region=None if region is None else picture(region, f"{field}.effective_region_mask").convert("L"),
+        module_sent=_text(values, "module", "none", field),
     )
 
 

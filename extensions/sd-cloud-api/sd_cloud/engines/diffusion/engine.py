@@ -59,12 +59,12 @@ class DiffusionWorker:
             failure = self._failed(job, error)
         raise failure
 
-    def _make(self, job: Job, report: Report, control: Control, marks: Mapping[str, Any]) -> Outcome:
-        """``marks`` stand first among what the infotext says beside the request."""
+    def _make(self, job: Job, report: Report, control: Control, before: Before) -> Outcome:
         sentences = check_unsupported(job)
         one = JobRun(self.workshop, job, report, control)
         one.comments += sentences
-        one.marks |= marks
+        one.marks |= before.marks
+        one.encoding_seed = before.last_seed
         return one.run()
 
     def unload(self) -> None:

@@ -54,7 +54,8 @@ class Guided:
     """``(x, sigma) -> denoised`` for samplers over noise levels, ``(x, timestep) -> noise`` for others.
 
     ``total_calls``: how often the sampler is expected to call. ``mode``: ``levels``, ``consistency``
-    or ``timesteps``. ``image_cond``: [B, 5, H, W] of inpainting models.
+    or ``timesteps``. ``image_cond``: [B, 5, H, W] of inpainting models. ``step`` counts calls;
+    ``progress`` is the share of its steps that the sampler has reported.
     """
 
     model: Model
@@ -75,6 +76,7 @@ class Guided:
     empty_prompt: Callable[[], Tensor] | None = None
     marks: dict[str, object] = field(default_factory=dict)
     step: int = 0
+    progress: float = 0.0
     last_latent: Tensor | None = None
     shown_latent: Tensor | None = None
     uncond_out: Tensor | None = None
@@ -221,8 +223,7 @@ class Guided:
             context=cond.cross.to(dtype),
             labels=None if cond.vector is None else cond.vector.to(dtype),
             positive=torch.tensor(is_cond, device=x.device),
-            step=self.step,
-            steps=self.total_calls,
+            progress=self.progress,
             hires=self.hires,
         )
         added = self.controls.residuals(call) if self.controls else None

@@ -26,8 +26,21 @@ from sd_cloud.settings import Settings
 
 SEEDS = 4294967294
 
-Make = Callable[[Job, Mapping[str, Any], Report], Outcome]
-"""Runs one img2img job, with what is to stand first in its ``extra_generation_params``."""
+
+@dataclass(frozen=True)
+class Before:
+    """What a job of a script has from the script, and from the job before it.
+
+    ``marks`` stand first in its ``extra_generation_params``. ``last_seed``: img2img's encoding goes
+    on with the random numbers that the seed of the picture before left behind.
+    """
+
+    marks: Mapping[str, Any] = field(default_factory=dict)
+    last_seed: int | None = None
+
+
+Make = Callable[[Job, Before, Report], Outcome]
+"""Runs one img2img job."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +118,8 @@ class Session:
         """One img2img job with these fields changed; its pictures, without grid and maps."""
         payload = {**self.payload, "script_name": None, "script_args": [], "n_iter": 1, "save_images": False}
         job = replace(self.job, payload={**payload, **changes})
-        outcome = self.make(job, marks, self._counted)
+        last = self.outcomes[-1].info["all_seeds"][-1] if self.outcomes else None
+        outcome = self.make(job, Before(marks, last), self._counted)
         self.outcomes.append(outcome)
         self.done += 1
         return list(outcome.of_role("image"))
