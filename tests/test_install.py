@@ -70,8 +70,9 @@ def test_the_pins_are_what_these_tests_run_on() -> None:
     assert not differing
 
 
-#: Modules of hosts and platforms that are not ours to install, and of optional packages.
-NOT_OURS = {"modules", "launch", "tests", "sd_cloud", "xformers", "ray", "spandrel"}
+#: Modules of hosts and platforms that are not ours to install, of optional packages, and of clients
+#: that tests pin in an environment of their own.
+NOT_OURS = {"modules", "launch", "tests", "sd_cloud", "xformers", "ray", "spandrel", "eas_prediction"}
 
 
 @pytest.mark.parametrize(

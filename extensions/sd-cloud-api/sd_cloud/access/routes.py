@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-#: Method and path; ``/*`` at its end stands for anything below it. ``interrupt`` and ``skip`` are here because they stop whatever runs, anybody's.
+#: Method and path; ``/*`` at its end stands for anything below it. ``interrupt`` and ``skip`` are
+#: here because they stop whatever runs, anybody's.
 ADMIN_ROUTES: tuple[tuple[str, str], ...] = (
     ("POST", "/sdapi/v1/options"),
     ("POST", "/sdapi/v1/interrupt"),
