@@ -94,6 +94,16 @@ def test_a_hashed_checkpoint_is_listed_as_the_webui_lists_it(settings: Settings)
         assert found.checkpoint(alias) == found.checkpoints[0], checkpoint_aliases(found.checkpoints[0])
 
 
+def test_a_checkpoint_answers_to_its_oldest_hash_too(settings: Settings) -> None:
+    path = settings.folders.checkpoints[0] / "old.ckpt"
+    path.parent.mkdir(parents=True)
+    content = os.urandom(0x100000 + 0x20000)
+    path.write_bytes(content)
+    short = hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
+    found = catalogue.scan(settings)
+    assert found.checkpoint(short) == found.checkpoint(f"old.ckpt [{short}]") == found.checkpoints[0]
+
+
 def test_the_first_folder_wins_when_two_hold_the_same_name(settings: Settings, tmp_path: Path) -> None:
     from dataclasses import replace
 

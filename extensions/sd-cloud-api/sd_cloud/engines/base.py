@@ -28,6 +28,7 @@ class Checkpoint:
     hash: str | None = None
     sha256: str | None = None
     config: str | None = None
+    legacy_hash: str | None = None  # the webui's 8 digits of before sha256; old requests name it
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def checkpoint_aliases(one: Checkpoint) -> set[str]:
         aliases |= {one.sha256, short, f"{one.name} [{short}]", f"{stem} [{short}]"}
     if one.hash:
         aliases.add(one.hash)
+    if one.legacy_hash:
+        aliases |= {one.legacy_hash, f"{one.name} [{one.legacy_hash}]"}
     return aliases
 
 

@@ -128,6 +128,7 @@ def _checkpoints(folders: tuple[Path, ...], hashes: HashBook) -> tuple[Checkpoin
                 hash=short,
                 sha256=sha256,
                 config=str(sidecar) if sidecar.is_file() else None,
+                legacy_hash=legacy_hash(path),
             )
             found.setdefault(name, one)
     return tuple(found.values())
