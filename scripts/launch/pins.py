@@ -27,8 +27,8 @@ RUNTIME = (
 #: What only tests, checks and the demo's training add.
 TEST = (
     "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "trustme", "import-linter",
-    "ruff", "mypy", "types-PyYAML", "types-psutil", "types-regex", "types-protobuf", "resvg_py", "scikit-image",
-    "dashscope", "pgserver",
+    "ruff", "mypy", "types-PyYAML", "types-psutil", "types-regex", "types-protobuf",
+    "resvg_py", "scikit-image", "dashscope", "pgserver",
 )  # fmt: skip
 #: What the shared part imports, in the webui's versions of it, and its tests.
 WEBUI = (
