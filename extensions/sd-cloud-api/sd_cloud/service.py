@@ -47,6 +47,8 @@ class Outputs(Protocol):
 
     async def save(self, job: Job, outcome: Outcome) -> Outcome: ...
 
+    async def keep_reply(self, job: Job, reply: Reply) -> str: ...
+
     async def remove(self, job: Job, outcome: Outcome) -> None: ...
 
 
@@ -77,6 +79,8 @@ class Service:
         self.job_seconds = job_seconds
         #: Plays a job of kind ``call`` to the app; set by what attaches the service to one.
         self.replay: Callable[[Job], Awaitable[Reply]] | None = None
+        #: What else runs for as long as this service does; added before it starts.
+        self.beside: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._live: dict[str, Live] = {}
         self._running: dict[str, Task] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -98,6 +102,7 @@ class Service:
         self._forever = [
             asyncio.create_task(self._dispatch(), name="sd-cloud dispatcher"),
             asyncio.create_task(self._keep_house(), name="sd-cloud housekeeping"),
+            *(asyncio.create_task(run()) for run in self.beside),
         ]
 
     async def stop(self, drain_seconds: float = 0.0) -> None:
@@ -493,7 +498,7 @@ class Service:
         count = 0
         while expired := await self.store.expired(limit=CLEANED_AT_ONCE):
             for task in expired:
-                if task.outcome is not None and any(picture.path for picture in task.outcome.pictures):
+                if task.outcome is not None and (task.outcome.reply or task.outcome.pictures):
                     await self.outputs.remove(task.job, task.outcome)
             await self.store.forget([task.id for task in expired])
             count += len(expired)

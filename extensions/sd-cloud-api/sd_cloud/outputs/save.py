@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote
 
 from sd_cloud.errors import SavingFailed
-from sd_cloud.job import Job, Outcome, Picture
+from sd_cloud.job import Job, Outcome, Picture, Reply
 from sd_cloud.oss import SCHEME, Oss, OssAddress
 from sd_cloud.outputs.files import write_new, write_whole
 from sd_cloud.outputs.large import jpeg_copy
 from sd_cloud.outputs.links import Links
 from sd_cloud.outputs.names import Name, eas_name, task_name, webui_name
 from sd_cloud.outputs.png import CONTENT_TYPES, encodable, encode
-from sd_cloud.roots import Roots, resolved
+from sd_cloud.roots import OWNERS_FOLDER, Roots, owner_folder, resolved
 from sd_cloud.settings import Settings
 
 FIELD = "save_dir"
@@ -59,11 +60,33 @@ class Outputs:
         return await asyncio.to_thread(self._save, job, outcome)
 
     async def remove(self, job: Job, outcome: Outcome) -> None:
-        """Delete a task's own pictures, whose time is over. Those that a caller named a folder for
-        (EAS' ``save_dir``, the webui's folders) are the caller's and stay."""
+        """Delete a task's own pictures and kept answer, whose time is over. Pictures that a caller
+        named a folder for (EAS' ``save_dir``, the webui's folders) are the caller's and stay."""
+        paths = [str(self._reply_file(job))]
         if job.target is not None and job.target.naming == "task":
-            paths = [picture.path for picture in outcome.pictures if picture.path]
-            await asyncio.to_thread(self._remove, paths)
+            paths += [picture.path for picture in outcome.pictures if picture.path]
+        await asyncio.to_thread(self._remove, paths)
+
+    async def keep_reply(self, job: Job, reply: Reply) -> str:
+        """Keep the answer of a call as a file among its owner's pictures; a link to it.
+
+        Raises SavingFailed.
+        """
+
+        def work() -> str:
+            file = self._reply_file(job)
+            try:
+                self._roots.place(file.parent, field=FIELD).mkdir(parents=True, exist_ok=True)
+                write_whole(file, reply.body, replaces=True)
+            except OSError as error:
+                raise SavingFailed(f"{file} could not be written: {error.strerror or error}") from error
+            return self._links.sign(file, job.owner)
+
+        return await asyncio.to_thread(work)
+
+    def _reply_file(self, job: Job) -> Path:
+        folder = self._settings.outputs_dir / OWNERS_FOLDER / owner_folder(job.owner)
+        return folder / f"{quote(job.id, safe='')}_answer.json"
 
     def _remove(self, paths: list[str]) -> None:
         for path in paths:

@@ -213,3 +213,28 @@ forgotten = Table(
     Column("owner", String(255), nullable=False),
     Column("until", Double, nullable=False),
 )
+
+#: Who watches a queue of messages at this moment.
+consumers = Table(
+    "consumers",
+    metadata,
+    Column("connection", String(64), primary_key=True),
+    Column("queue", String(255), nullable=False),
+    Column("owner", String(255), nullable=False),
+    Column("grp", String(255), nullable=False),
+    Column("uid", String(255), nullable=False),
+    Column("window", Integer, nullable=False),
+    Column("auto_commit", Boolean, nullable=False),
+    Column("process", String(32), nullable=False),
+    Column("since", Double, nullable=False),
+    Index("ix_consumers_queue", "queue", "owner"),
+)
+
+#: Queues of messages that take no more, until they are truncated.
+ended_queues = Table(
+    "ended_queues",
+    metadata,
+    Column("queue", String(255), primary_key=True),
+    Column("owner", String(255), primary_key=True),
+    Column("forced", Boolean, nullable=False),
+)

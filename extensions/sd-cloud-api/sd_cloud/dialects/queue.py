@@ -1,0 +1,310 @@
+"""The EAS queue service, for its SDKs: ``/api/predict/<service>`` and its ``/sink``.
+
+A message put into the input is a request to a route of this app (the path behind the service's
+name) and becomes a task; its answer goes to the sink, under the message's tags and ``requestId``.
+Wire format: what the ``eas-prediction`` package and the Java client send and read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from urllib.parse import parse_qsl, urlencode
+from uuid import uuid4
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Match, WebSocketRoute
+
+from sd_cloud import errors
+from sd_cloud.access import Caller
+from sd_cloud.dialects.asked import Seam
+from sd_cloud.dialects.queue_frames import PROTOBUF, frame_json, frames_bytes
+from sd_cloud.dialects.queue_request import (
+    GROUP_HEADER,
+    LIMIT_LENGTH,
+    PRIORITY_HEADER,
+    REQUEST_ID_HEADER,
+    USER_HEADER,
+    Place,
+    Query,
+    identity_of,
+    place_of,
+    priority_of,
+)
+from sd_cloud.dialects.queue_results import Results
+from sd_cloud.dialects.queue_watch import Watchers
+from sd_cloud.dialects.replay import call_job
+from sd_cloud.job import new_id
+from sd_cloud.store.messages import Message, MessageStore
+
+log = logging.getLogger(__name__)
+
+PREFIX = "/api/predict/"
+#: The wait of a read without ``_timeout_``.
+DEFAULT_WAIT_SECONDS = 0.0
+
+
+def router(seam: Seam) -> APIRouter:
+    messages = MessageStore(seam.service.store.database)
+    watchers = Watchers(seam, messages)
+    queue = _Queue(seam, messages, watchers)
+    seam.service.beside.append(Results(seam, messages).run)
+    routes = APIRouter()
+    path = PREFIX + "{path:path}"
+    routes.routes.append(WebSocketRoute(path, watchers.watch))
+    routes.add_api_route(
+        path, queue.answer, methods=["GET", "POST", "PUT", "DELETE"], response_model=None,
+        include_in_schema=False,
+    )  # fmt: skip
+    return routes
+
+
+class _Queue:
+    def __init__(self, seam: Seam, messages: MessageStore, watchers: Watchers) -> None:
+        self._seam = seam
+        self._messages = messages
+        self._watchers = watchers
+
+    async def answer(self, request: Request) -> Response:
+        try:
+            caller = await self._seam.access.permitted(request)
+            place = place_of(request.path_params["path"], self._seam.settings, caller.owner)
+            query = Query.of(request)
+            if request.method == "POST":
+                return await self._post(request, place, query, caller)
+            if request.method == "PUT":
+                return await self._put(request, place, query)
+            if request.method == "DELETE":
+                return await self._delete(place, query)
+            return await self._get(request, place, query)
+        except errors.ServiceError as error:
+            return refusal(error)
+
+    # -- put ------------------------------------------------------------------------------------
+
+    async def _post(self, request: Request, place: Place, query: Query, caller: Caller) -> Response:
+        if query.asks("_eos_"):
+            await self._messages.end(place.queue, forced=query.asks("_force_"))
+            return PlainTextResponse("OK")
+        data = await self._body(request)
+        priority = priority_of(request, query)
+        if place.route is None:
+            request_id = str(uuid4())
+            index = await self._messages.put(
+                place.queue, data, {**query.tags, "requestId": request_id}, request_id=request_id,
+                priority=priority,
+            )  # fmt: skip
+        else:
+            request_id = new_id()
+            index = await self._run(request, place, query, caller, data, priority, request_id)
+        return PlainTextResponse(str(index), headers={REQUEST_ID_HEADER: request_id})
+
+    async def _run(
+        self,
+        request: Request,
+        place: Place,
+        query: Query,
+        caller: Caller,
+        data: bytes,
+        priority: int,
+        request_id: str,
+    ) -> int:
+        """An input message: a task of the same id as the request, reminded of by the message."""
+        assert place.route is not None
+        self._check_route(place.route)
+        kind = request.headers.get("content-type") or "application/json"
+        if kind.startswith("application/x-www-form-urlencoded"):
+            kind = "application/json"  # what HTTP clients say of bytes when nobody told them
+        tags = {**query.tags, "requestId": request_id}
+        job = call_job(
+            method="POST",
+            path=place.route,
+            query=urlencode(query.tags),
+            headers=[("content-type", kind), ("accept", "application/json")],
+            body=data,
+            caller=caller,
+            dialect="queue",
+            priority=priority,
+            labels=query.tags,
+            id=request_id,
+        )
+        index = await self._messages.put(
+            place.queue, data, tags, request_id=request_id, priority=priority, task_id=request_id
+        )
+        try:
+            await self._seam.service.submit(job)
+        except BaseException:
+            await self._messages.drop(request_id)
+            raise
+        return index
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self._seam.settings.queue_payload_bytes
+        announced = request.headers.get("content-length", "")
+        body = bytearray()
+        if not (announced.isdigit() and int(announced) > limit):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    break
+            else:
+                return bytes(body)
+        raise PayloadTooLarge(
+            f"a message has at most {limit} bytes (--queue-payload-kib); send pictures as links "
+            "(alwayson_scripts.image_link) and have results saved (alwayson_scripts.save_dir)"
+        )
+
+    def _check_route(self, path: str) -> None:
+        """Raises TaskNotFound for a path that no POST route of the app has."""
+        scope = {
+            "type": "http", "method": "POST", "path": path, "root_path": "",
+            "headers": [(b"content-type", b"application/json")],
+        }  # fmt: skip
+        if not path.startswith(PREFIX):
+            for route in self._seam.app.router.routes:
+                if route.matches(scope)[0] == Match.FULL:
+                    return
+        raise errors.TaskNotFound(f"this service has no POST route {path}")
+
+    # -- commit, delete -------------------------------------------------------------------------
+
+    async def _put(self, request: Request, place: Place, query: Query) -> Response:
+        if place.route is not None:
+            raise errors.BadRequest("the service itself commits its input; commit what is in /sink")
+        group, uid = identity_of(request)
+        indexes = query.indexes()
+        if query.asks("_negative_"):
+            form = dict(parse_qsl((await request.body()).decode("utf-8", "replace")))
+            code, reason = form.get("_code_", ""), form.get("_reason_", "")
+            log.info("%s.%s returns messages %s: %s %s", group, uid, indexes, code[:40], reason[:200])
+            self._watchers.refused(place.queue, group, uid, indexes)
+            await self._messages.refuse(place.queue, group, indexes)
+        else:
+            await self._messages.commit(place.queue, group, indexes)
+        return PlainTextResponse("OK")
+
+    async def _delete(self, place: Place, query: Query) -> Response:
+        if query.asks("_trunc_"):
+            gone = await self._messages.truncate(place.queue, query.number("_index_", 0))
+        else:
+            gone = await self._messages.remove(place.queue, query.indexes())
+        await self._cancel(gone)
+        return PlainTextResponse("OK")
+
+    async def _cancel(self, gone: Sequence[Message]) -> None:
+        """A message taken out of the input is a request taken back."""
+        for one in gone:
+            if one.task_id is not None and await self._seam.service.store.get(one.task_id) is not None:
+                await self._seam.service.cancel(one.task_id)
+
+    # -- get ------------------------------------------------------------------------------------
+
+    async def _get(self, request: Request, place: Place, query: Query) -> Response:
+        if query.asks("_watch_"):
+            raise errors.BadRequest("watching needs a WebSocket connection", field="_watch_")
+        if query.asks("_attrs_"):
+            return JSONResponse(await self._attributes(place))
+        if query.asks("_search_"):
+            return await self._search(place, query)
+        if query.asks("_count_"):
+            priority = query.number("_priority_", -1)
+            count = await self._messages.count(
+                place.queue, query.tags, priority=priority if priority >= 0 else None
+            )
+            return PlainTextResponse(str(count))
+        return await self._read(request, place, query)
+
+    async def _read(self, request: Request, place: Place, query: Query) -> Response:
+        length = query.number("_length_", 1, least=1, most=LIMIT_LENGTH)
+        first = query.number("_index_", 0, least=-1)
+        found = await self._wait_for(place, query, first, length)
+        if found and query.asks("_auto_delete_"):
+            await self._cancel(await self._messages.remove(place.queue, [one.index for one in found]))
+        accept = request.headers.get("accept", "")
+        if query.asks("_raw_") or accept in ("application/octet-stream", "text/plain"):
+            if not found:
+                return Response(status_code=204)
+            headers = {REQUEST_ID_HEADER: found[0].tags.get("requestId", "")}
+            return Response(found[0].data, media_type="application/octet-stream", headers=headers)
+        if "protobuf" in accept:
+            return Response(frames_bytes(found), media_type=PROTOBUF)
+        return JSONResponse([frame_json(one) for one in found])
+
+    async def _wait_for(self, place: Place, query: Query, first: int, length: int) -> list[Message]:
+        """``length`` messages, or what there is when the time is over."""
+        deadline = time.monotonic() + query.seconds("_timeout_", DEFAULT_WAIT_SECONDS)
+        news = asyncio.Event()
+        stop = self._messages.listen(place.queue, news.set)
+        try:
+            while True:
+                news.clear()
+                found = await self._messages.read(
+                    place.queue, first_index=first, length=length, tags=query.tags
+                )
+                left = deadline - time.monotonic()
+                if len(found) >= length or left <= 0:
+                    return found
+                try:
+                    await asyncio.wait_for(news.wait(), left)
+                except asyncio.TimeoutError:
+                    pass
+        finally:
+            stop()
+
+    async def _search(self, place: Place, query: Query) -> Response:
+        index = query.number("_index_", 0)
+        found = await self._messages.place(place.queue, index)
+        if found is None:
+            raise errors.TaskNotFound(f"no message {index} in this queue")
+        pending, consumer, before = found
+        return JSONResponse({"ConsumerId": consumer, "IsPending": pending, "WaitCount": before})
+
+    async def _attributes(self, place: Place) -> dict[str, str]:
+        """A flat object of strings, by the names that the clients look for."""
+        state = await self._messages.state(place.queue)
+        settings = self._seam.settings
+        told = {
+            "meta.backend": "sqlite" if self._seam.service.store.database.sqlite else "postgresql",
+            "meta.name": place.queue.name,
+            "meta.state": "End" if state.ended else "Normal",
+            "meta.maxPayloadBytes": str(settings.queue_payload_bytes),
+            "meta.header.user": USER_HEADER,
+            "meta.header.group": GROUP_HEADER,
+            "meta.header.priority": PRIORITY_HEADER,
+            "stream.approxMaxLength": str(settings.queue_limit),
+            "stream.length": str(state.length),
+            "stream.firstEntry": str(state.first),
+            "stream.lastEntry": str(state.last),
+            "consumers.status.total": str(len(state.watching)),
+            "consumers.stats.total": str(len(state.watching)),
+        }
+        for number, one in enumerate(state.watching):
+            told[f"consumers.list.[{number}]"] = (
+                f"Id: {one.group}.{one.uid}, Index: 0, Pending: {one.uncommitted}, Status: Running, "
+                f"Idle: {one.seconds:.3f}s, Window: {one.window}, Slots: {one.window - one.uncommitted}, "
+                f"AutoCommit: {str(one.auto_commit).lower()}"
+            )
+        for number, group in enumerate(sorted({one.group for one in state.watching})):
+            members = [one for one in state.watching if one.group == group]
+            told[f"groups.list.[{number}]"] = (
+                f"Id: {group}, Pending: {sum(one.uncommitted for one in members)}, Consumers: {len(members)}"
+            )
+        return told
+
+
+class PayloadTooLarge(errors.BadRequest):
+    """A message is larger than the queue takes."""
+
+    code, http_status = "payload_too_large", 413
+
+
+def refusal(error: errors.ServiceError) -> Response:
+    status = 400 if error.http_status == 422 else error.http_status
+    response = JSONResponse({"code": error.code, "message": str(error)}, status_code=status)
+    if status in (429, 503):
+        response.headers["Retry-After"] = str(errors.QueueFull.retry_after_seconds)
+    return response
