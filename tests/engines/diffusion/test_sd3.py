@@ -185,7 +185,8 @@ def test_the_denoised_latent_is_the_noise_less_the_velocity(settings: Settings) 
     from sd_cloud.engines.diffusion.options import Options
 
     model = loaded(checkpoint(settings))
-    context, pooled = torch.randn(154, 160), torch.randn(128)
+    random = torch.Generator().manual_seed(2)
+    context, pooled = torch.randn(154, 160, generator=random), torch.randn(128, generator=random)
     cond = Cond(context, pooled)
     guided = Guided(
         model=model,
@@ -196,15 +197,17 @@ def test_the_denoised_latent_is_the_noise_less_the_velocity(settings: Settings) 
         cfg_scale=1.0,
         total_calls=1,
     )
-    x, sigma = torch.randn(1, 16, 8, 8), torch.tensor([0.5])
+    x, sigma = torch.randn(1, 16, 8, 8, generator=random), torch.tensor([0.5])
     with torch.no_grad():
+        # Two rows, as the engine asks for the prompt and the negative prompt at once: the tiny random
+        # network makes much of the last bits, which depend on the size of the batch.
         velocity = model.unet.transformer(
-            hidden_states=x,
-            timestep=torch.tensor([500.0]),
-            encoder_hidden_states=context[None],
-            pooled_projections=pooled[None],
+            hidden_states=x.repeat(2, 1, 1, 1),
+            timestep=torch.tensor([500.0, 500.0]),
+            encoder_hidden_states=context[None].repeat(2, 1, 1),
+            pooled_projections=pooled[None].repeat(2, 1),
             return_dict=False,
-        )[0]
+        )[0][:1]
         denoised = guided(x, sigma)
     torch.testing.assert_close(denoised, x - 0.5 * velocity, rtol=1e-3, atol=1e-3)
 
