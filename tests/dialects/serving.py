@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -41,12 +42,20 @@ def served(data_dir: Path, **changes: Any) -> Iterator[Served]:
     port = listener.getsockname()[1]
     settings = settings_below(data_dir, port=port, **changes)
     engine = PaintEngineWithNames()
-    app = build(settings, engine=engine)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    made: list[tuple[FastAPI, uvicorn.Server]] = []
+
+    async def serve() -> None:
+        # Built on its own loop: outside of one, what the pages are made with opens loops of its own.
+        app = build(settings, engine=engine)
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
+        made.append((app, server))
+        await server.serve(sockets=[listener])
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
-    while not server.started and thread.is_alive():
+    while thread.is_alive() and not (made and made[0][1].started):
         time.sleep(0.01)
+    [(app, server)] = made
     try:
         yield Served(f"http://127.0.0.1:{port}", app, engine, settings)
     finally:

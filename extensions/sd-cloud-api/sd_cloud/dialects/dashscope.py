@@ -45,7 +45,10 @@ WORDS: dict[State, str] = {
     "failed": "FAILED",
     "cancelled": "CANCELED",
 }
-TIMED_OUT = "An internal timeout error has occured during execution, please try again later or contact service support."
+TIMED_OUT = (
+    "An internal timeout error has occured during execution, "
+    "please try again later or contact service support."
+)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

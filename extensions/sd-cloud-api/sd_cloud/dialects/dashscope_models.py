@@ -91,7 +91,7 @@ class Choice:
                 log.info("DashScope's %s is %s", model.name, chosen.name)
             else:
                 log.warning(
-                    "no checkpoint of %s's base (%s) is installed: it is %s here; --dashscope-model changes that",
+                    "no checkpoint of %s's base (%s) is installed: it is %s; --dashscope-model changes that",
                     model.name,
                     model.base,
                     chosen.name,

@@ -33,6 +33,7 @@ class _Watcher:
     consumer: Consumer
     news: asyncio.Event = field(default_factory=asyncio.Event)
     refused: set[int] = field(default_factory=set)
+    pushed: list[int] = field(default_factory=list)  # with auto commit: not committed yet
 
 
 class Watchers:
@@ -65,7 +66,18 @@ class Watchers:
         finally:
             stop()
             del self._here[consumer.connection]
-            await asyncio.shield(self._messages.leave(consumer))
+            await asyncio.shield(self._leave(watcher))
+
+    async def _leave(self, watcher: _Watcher) -> None:
+        if watcher.consumer.auto_commit:  # it may have hung up on the last message it wanted
+            await self._commit_pushed(watcher)
+        await self._messages.leave(watcher.consumer)
+
+    async def _commit_pushed(self, watcher: _Watcher) -> None:
+        indexes = list(watcher.pushed)
+        if indexes:
+            await self._messages.commit(watcher.consumer.queue, watcher.consumer.group, indexes)
+        del watcher.pushed[: len(indexes)]
 
     def _consumer(self, socket: WebSocket, owner: str) -> tuple[Consumer, bool]:
         query = Query.of(socket)
@@ -106,9 +118,11 @@ class Watchers:
             watcher.news.clear()
             found = await self._messages.next_for(consumer, refused=watcher.refused)
             for one in found:
+                if consumer.auto_commit:
+                    watcher.pushed.append(one.index)
                 await _send(socket, replace(one, data=b"") if index_only else one, as_json=as_json)
             if found and consumer.auto_commit:
-                await self._messages.commit(consumer.queue, consumer.group, [one.index for one in found])
+                await self._commit_pushed(watcher)
             if not found:
                 ended, forced = await self._messages.ended(consumer.queue)
                 if forced or (ended and not (await self._messages.state(consumer.queue)).length):

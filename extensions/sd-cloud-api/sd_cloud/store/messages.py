@@ -197,7 +197,9 @@ class MessageStore:
 
         def work(connection: Connection) -> None:
             if connection.execute(_ended(queue)).first() is None:
-                connection.execute(insert(ended_queues).values(queue=queue.name, owner=queue.owner, forced=forced))
+                connection.execute(
+                    insert(ended_queues).values(queue=queue.name, owner=queue.owner, forced=forced)
+                )
             elif forced:
                 connection.execute(
                     update(ended_queues)
@@ -300,9 +302,7 @@ class MessageStore:
             if groups:
                 gone = [one for one in there if not self._missing(connection, one, groups)]
                 for index in set(there) - set(gone):
-                    done = update(deliveries).where(
-                        deliveries.c.message == index, deliveries.c.grp == group
-                    )
+                    done = update(deliveries).where(deliveries.c.message == index, deliveries.c.grp == group)
                     if not connection.execute(done.values(committed=True)).rowcount:
                         connection.execute(
                             insert(deliveries).values(message=index, grp=group, committed=True)
@@ -400,7 +400,9 @@ class MessageStore:
     async def state(self, queue: Queue) -> State:
         def work(connection: Connection) -> State:
             numbers = connection.execute(
-                select(func.count(), func.min(messages.c.number), func.max(messages.c.number)).where(*_of(queue))
+                select(func.count(), func.min(messages.c.number), func.max(messages.c.number)).where(
+                    *_of(queue)
+                )
             ).one()
             held = (
                 select(func.count())
@@ -481,9 +483,7 @@ def _of(queue: Queue) -> tuple[ColumnElement[bool], ...]:
 
 
 def _ended(queue: Queue) -> Select[Any]:
-    return select(ended_queues).where(
-        ended_queues.c.queue == queue.name, ended_queues.c.owner == queue.owner
-    )
+    return select(ended_queues).where(ended_queues.c.queue == queue.name, ended_queues.c.owner == queue.owner)
 
 
 def _ordered(wanted: Select[Any]) -> Select[Any]:
@@ -515,6 +515,4 @@ def _matching(
 
 
 def _message(row: Row[Any]) -> Message:
-    return Message(
-        row.number, json.loads(row.tags), bytes(row.data), row.message, row.task_id, row.priority
-    )
+    return Message(row.number, json.loads(row.tags), bytes(row.data), row.message, row.task_id, row.priority)
