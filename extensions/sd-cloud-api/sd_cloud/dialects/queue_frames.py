@@ -51,7 +51,7 @@ def _types() -> tuple[Any, Any]:
     if hasattr(message_factory, "GetMessageClass"):
         made = [message_factory.GetMessageClass(one) for one in described]
     else:
-        factory = message_factory.MessageFactory(pool)
+        factory: Any = message_factory.MessageFactory(pool)  # before protobuf 4.22
         made = [factory.GetPrototype(one) for one in described]
     return made[0], made[1]
 

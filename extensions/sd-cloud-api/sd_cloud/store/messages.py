@@ -499,8 +499,8 @@ def _matching(
 ) -> list[Message]:
     """The first messages that have all of these tags."""
     if not tags:
-        rows = connection.execute(wanted.limit(length) if length is not None else wanted)
-        return [_message(row) for row in rows]
+        every = connection.execute(wanted.limit(length) if length is not None else wanted)
+        return [_message(row) for row in every]
     if "requestId" in tags:
         wanted = wanted.where(messages.c.request_id == tags["requestId"])
     found: list[Message] = []
