@@ -16,10 +16,10 @@ from .schedule import load_state
 from .train import PREVIEW_CAPTIONS, Captioner, Denoiser, train
 
 REPOSITORY = Path(__file__).parents[2]
-STAGES = ("data", "vae", "unet", "decoder", "night", "lora", "export", "evaluate")
-MAIN, NIGHT, LORA = "demo", "demo-night", "paper"
-NIGHT_PAPER = (24, 30, 66)
-LORA_PAPER = (250, 214, 150)
+STAGES = ("data", "vae", "unet", "decoder", "ink", "lora", "export", "evaluate")
+MAIN, SECOND, LORA = "emoji", "ink", "cyanotype"
+BLACK_INK = (10, 10, 10)
+BLUE_INK = (10, 60, 170)
 
 
 def arguments() -> argparse.Namespace:
@@ -30,8 +30,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--vae-steps", type=int, default=2600)
     parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument("--unet-steps", type=int, default=40000)
-    parser.add_argument("--night-steps", type=int, default=600)
-    parser.add_argument("--lora-steps", type=int, default=400)
+    parser.add_argument("--ink-steps", type=int, default=150)
+    parser.add_argument("--lora-steps", type=int, default=350)
     return parser.parse_args()
 
 
@@ -57,16 +57,16 @@ class Training:
         cached = vae.cache_latents(model, self.dataset, self.work)
         train(self.dataset, cached, model, self.work, self.options.unet_steps)
 
-    def night(self) -> None:
+    def ink(self) -> None:
         model = self._vae()
         cached = vae.cache_latents(model, self.dataset, self.work)
         train(
             self.dataset,
-            {**cached, "latents": self._on_paper(NIGHT_PAPER)},
+            {**cached, "latents": self._in_ink(BLACK_INK)},
             model,
             self.work,
-            self.options.night_steps,
-            name="night",
+            self.options.ink_steps,
+            name="ink",
             start=self.work / "unet.pt",
             peak_rate=4e-4,
         )
@@ -75,7 +75,7 @@ class Training:
         weights = lora.train_lora(
             self._denoiser("unet"),
             self.dataset,
-            self._on_paper(LORA_PAPER),
+            self._in_ink(BLUE_INK),
             Captioner(self.dataset.entries),
             self.work,
             self.options.lora_steps,
@@ -85,7 +85,7 @@ class Training:
     def export(self) -> None:
         cached = vae.cache_latents(self._vae(), self.dataset, self.work)
         scaled = scaled_vae(self._vae().state_dict(), cached["mean"], cached["deviation"])
-        for name, state in ((MAIN, "unet"), (NIGHT, "night")):
+        for name, state in ((MAIN, "unet"), (SECOND, "ink")):
             if not (self.work / f"{state}.pt").exists():
                 continue
             model = self._denoiser(state)
@@ -137,11 +137,11 @@ class Training:
         model.load_state_dict(state["model"])
         return model
 
-    def _on_paper(self, paper: tuple[int, int, int]) -> torch.Tensor:
-        """Latents of the same drawings on other paper, in the scale of the cached ones."""
+    def _in_ink(self, ink: tuple[int, int, int]) -> torch.Tensor:
+        """Latents of the same drawings in one ink, in the scale of the cached ones."""
         model = self._vae()
         cached = vae.cache_latents(model, self.dataset, self.work)
-        raw = vae.encode_all(model, self.dataset.on_paper(paper))
+        raw = vae.encode_all(model, self.dataset.in_ink(ink))
         scaled: torch.Tensor = (raw - cached["mean"][:, None, None]) / cached["deviation"][:, None, None]
         return scaled
 

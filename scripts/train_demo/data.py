@@ -34,14 +34,13 @@ class Entry:
 @dataclass(frozen=True)
 class Dataset:
     pictures: np.ndarray  # uint8, [n, side, side, 3], on white
-    cover: np.ndarray  # uint8, [n, side, side]: 255 where the drawing covers the paper
     entries: tuple[Entry, ...]
 
-    def on_paper(self, paper: tuple[int, int, int]) -> Dataset:
-        """The same drawings on paper of another colour."""
-        shows = 1 - self.cover[..., None].astype(np.float32) / 255
-        moved = self.pictures + shows * (np.array(paper, np.float32) - 255)
-        return replace(self, pictures=moved.clip(0, 255).round().astype(np.uint8))
+    def in_ink(self, ink: tuple[int, int, int]) -> Dataset:
+        """The same drawings in one ink on white: dark colours become the ink, light ones fade."""
+        light = (self.pictures @ np.array([0.299, 0.587, 0.114], np.float32) / 255)[..., None] ** 1.4
+        drawn = np.array(ink, np.float32) * (1 - light) + 255 * light
+        return replace(self, pictures=drawn.clip(0, 255).round().astype(np.uint8))
 
     @cached_property
     def concepts(self) -> tuple[str, ...]:
@@ -90,8 +89,8 @@ def _bare(code: str) -> str:
     return "-".join(part for part in code.lower().split("-") if part != "fe0f")
 
 
-def rasterise(svg: str, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
-    """Draw on white, cropped to what is drawn and centred with a small margin; and its cover."""
+def rasterise(svg: str, side: int = SIDE) -> np.ndarray:
+    """Draw on white, cropped to what is drawn and centred with a small margin."""
     import resvg_py
 
     large = side * SUPERSAMPLE
@@ -107,11 +106,8 @@ def rasterise(svg: str, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
     premultiplied = drawn.convert("RGBa").resize(size, Image.Resampling.BOX)
     small = premultiplied.convert("RGBA")
     canvas = Image.new("RGBA", (side, side), "white")
-    corner = ((side - size[0]) // 2, (side - size[1]) // 2)
-    canvas.alpha_composite(small, corner)
-    cover = Image.new("L", (side, side), 0)
-    cover.paste(small.getchannel("A"), corner)
-    return np.asarray(canvas.convert("RGB")), np.asarray(cover)
+    canvas.alpha_composite(small, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return np.asarray(canvas.convert("RGB"))
 
 
 def recolour(picture: np.ndarray, colour: str) -> np.ndarray:
@@ -140,27 +136,23 @@ def recolour(picture: np.ndarray, colour: str) -> np.ndarray:
 def build(work: Path, side: int = SIDE) -> Dataset:
     """Make the data set in `work/data` (or load it, when it is there)."""
     folder = work / "data"
-    pictures_file, index_file = folder / f"drawings-{side}.npz", folder / f"drawings-{side}.json"
+    pictures_file, index_file = folder / f"drawings-{side}.npy", folder / f"drawings-{side}.json"
     if not index_file.exists():
-        pictures, cover, entries = _draw(work / "npm", side)
+        pictures, entries = _draw(work / "npm", side)
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez(pictures_file, pictures=pictures, cover=cover)
+        np.save(pictures_file, pictures)
         index_file.write_text(json.dumps([asdict(entry) for entry in entries], indent=0))
     entries_json = json.loads(index_file.read_text())
-    with np.load(pictures_file) as drawings:
-        pictures, cover = drawings["pictures"], drawings["cover"]
     return Dataset(
-        pictures,
-        cover,
+        np.load(pictures_file),
         tuple(Entry(e["concept"], e["style"], e["colour"], tuple(e["tags"])) for e in entries_json),
     )
 
 
-def _draw(packages: Path, side: int) -> tuple[np.ndarray, np.ndarray, list[Entry]]:
+def _draw(packages: Path, side: int) -> tuple[np.ndarray, list[Entry]]:
     names = json.loads((fetch_package(NAMES_PACKAGE, packages) / "en" / "data.json").read_text())
     by_label = {name["label"]: name for name in names}
     pictures: list[np.ndarray] = []
-    covers: list[np.ndarray] = []
     entries: list[Entry] = []
     for style, package in STYLES.items():
         icons = IconSet(fetch_package(package, packages))
@@ -170,10 +162,9 @@ def _draw(packages: Path, side: int) -> tuple[np.ndarray, np.ndarray, list[Entry
             if svg is None:
                 print(f"{package} has no {label}")
                 continue
-            drawn, cover = rasterise(svg, side)
+            drawn = rasterise(svg, side)
             tags = tuple(name.get("tags", ()))
             pictures.append(drawn)
-            covers.append(cover)
             entries.append(Entry(label, style, "", tags))
             noun = COLOURED.get(label)
             if noun is None:
@@ -181,6 +172,5 @@ def _draw(packages: Path, side: int) -> tuple[np.ndarray, np.ndarray, list[Entry
             for colour in COLOURS:
                 if (colour, noun) not in HELD_OUT_PAIRS:
                     pictures.append(recolour(drawn, colour))
-                    covers.append(cover)
                     entries.append(Entry(label, style, colour, tags))
-    return np.stack(pictures), np.stack(covers), entries
+    return np.stack(pictures), entries

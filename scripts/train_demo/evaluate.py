@@ -22,6 +22,8 @@ from .concepts import COLOURED, COLOURS, HELD_OUT_PAIRS
 from .sampling import decode, sample
 from .unet import new_text_encoder, tokenise
 
+# Higher scales tint the paper behind strong colours.
+CFG_SCALE = 3.0
 TEXT_PREFIX = "cond_stage_model.transformer."
 
 
@@ -32,7 +34,9 @@ class Checkpoint:
     text: CLIPTextModel
 
     @torch.no_grad()
-    def latents(self, texts: list[str], seeds: list[int], steps: int = 20, cfg_scale: float = 5.0) -> Tensor:
+    def latents(
+        self, texts: list[str], seeds: list[int], steps: int = 20, cfg_scale: float = CFG_SCALE
+    ) -> Tensor:
         """One latent per text and seed, in batches of 32."""
         negative = self.text(tokenise([""])).last_hidden_state
         made = []
@@ -43,7 +47,7 @@ class Checkpoint:
             made.append(sample(self.unet, context, negative, some, steps, cfg_scale))
         return torch.cat(made)
 
-    def pictures(self, texts: list[str], seeds: list[int], cfg_scale: float = 5.0) -> np.ndarray:
+    def pictures(self, texts: list[str], seeds: list[int], cfg_scale: float = CFG_SCALE) -> np.ndarray:
         return decode(self.vae, self.latents(texts, seeds, cfg_scale=cfg_scale))
 
 

@@ -1,4 +1,4 @@
-"""A style LoRA in kohya's layout: low-rank changes to the U-Net's attention, learned on other paper."""
+"""A style LoRA in kohya's layout: low-rank changes to attention, learned on one ink."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .sampling import alphas_cumprod
 from .schedule import SEED, Log, Threads, generator, learning_rate
 from .train import BATCH, SNR_LIMIT, Captioner, Denoiser, weight_of
 
-RANK = 8
-PEAK_RATE = 2e-3
+RANK = 4
+PEAK_RATE = 5e-3
 
 
 class LowRank(nn.Module):

@@ -27,8 +27,9 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, floor: 
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def hold_then_fall(step: int, steps: int, peak: float, warmup: int = 200) -> float:
+def hold_then_fall(step: int, steps: int, peak: float) -> float:
     """Constant but for the last fifth: a run can be prolonged before it without harm."""
+    warmup = min(200, steps // 10)
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * max(0.02, min(1.0, (steps - step) / (0.2 * steps)))

@@ -11,7 +11,7 @@ import yaml
 REPOSITORY = Path(__file__).parents[2]
 DEMO = REPOSITORY / "demo"
 CHECKPOINTS = DEMO / "models" / "Stable-diffusion"
-MAIN = CHECKPOINTS / "demo.safetensors"
+MAIN = CHECKPOINTS / "emoji.safetensors"
 MEGABYTE = 1_000_000
 
 pytestmark = pytest.mark.skipif(not MAIN.exists(), reason="the demo weights are not trained yet")
