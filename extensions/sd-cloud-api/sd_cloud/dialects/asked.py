@@ -17,7 +17,7 @@ from starlette.requests import Request
 from sd_cloud.access import Access
 from sd_cloud.dialects import eas
 from sd_cloud.dialects.sdapi_checks import check_upscaler, check_values
-from sd_cloud.errors import BadRequest
+from sd_cloud.errors import BadRequest, NotImplementedHere
 from sd_cloud.job import Job, Kind, Outcome, Picture
 from sd_cloud.oss import SCHEME, Oss, OssAddress
 from sd_cloud.outputs.links import Links
@@ -120,9 +120,9 @@ async def idempotency_of(request: Request) -> tuple[str, str] | None:
 
 
 def callback_in(given: Any, field: str = "callback_url") -> str | None:
-    """Raises BadRequest for what is no link. Its address is checked when it is called."""
+    """Raises BadRequest for what is no link, and says that this version calls nobody back."""
     if given in (None, ""):
         return None
     if not isinstance(given, str) or not given.lower().startswith(("http://", "https://")):
         raise BadRequest("expected an http(s) link", field=field)
-    return given
+    raise NotImplementedHere("this version calls nobody back; ask for the task's result", field=field)
