@@ -1,7 +1,8 @@
 """`install.py demo`: start the service, send the EAS guide's own txt2img request, show the answer.
 
 The request is the guide's ("txt2img请求和返回示例") but for the names of the checkpoint and the
-folder, and for prompt, size and steps, which would take minutes on a CPU as they stand there.
+folder, and for prompt, size and steps, which would take minutes on a CPU as they stand there. The
+demo checkpoint draws at 64 x 64; the webui's own hires fix brings that to a size to look at.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,22 @@ class Problem(Exception):
     """What went wrong, for a person."""
 
 
+#: What the demo checkpoint (demo/MODEL_CARD.md) knows, and is asked for.
+PROMPTS = ("a red apple", "a cat face", "a rocket")
+#: At its own size, as its card says, then enlarged without being drawn over.
+AS_TRAINED = {
+    "width": 64,
+    "height": 64,
+    "steps": 20,
+    "cfg_scale": 3,
+    "negative_prompt": "",
+    "enable_hr": True,
+    "hr_scale": 4,
+    "hr_upscaler": "Lanczos",
+    "denoising_strength": 0.0,
+}
+
+
 def guide_request(checkpoint: str, save_dir: Path, prompt: str) -> dict[str, Any]:
     return {
         "alwayson_scripts": {
@@ -54,29 +72,29 @@ def guide_request(checkpoint: str, save_dir: Path, prompt: str) -> dict[str, Any
     }
 
 
-def checkpoint() -> tuple[str, str, list[str]]:
-    """The name of a checkpoint, a prompt it knows, and the flags by which the service finds it."""
-    trained = sorted((DEMO_MODELS / "Stable-diffusion").glob("*.safetensors"))
-    if trained:
-        flags = [
-            f"{flag}={DEMO_MODELS / name}"
-            for name, flag in MODEL_FLAGS.items()
-            if (DEMO_MODELS / name).is_dir()
-        ]
-        return trained[0].name, prompt_of(trained[0]), flags
+@dataclass(frozen=True)
+class Plan:
+    """What the demo asks for: of which checkpoint, and the flags by which the service finds it."""
+
+    checkpoint: str
+    prompts: tuple[str, ...]
+    changes: dict[str, Any]
+    flags: list[str]
+
+
+def plan() -> Plan:
+    trained = DEMO_MODELS / "Stable-diffusion" / "emoji.safetensors"
+    if trained.exists():
+        folders = {flag: DEMO_MODELS / name for name, flag in MODEL_FLAGS.items()}
+        flags = [f"{flag}={folder}" for flag, folder in folders.items() if folder.is_dir()]
+        return Plan(trained.name, PROMPTS, AS_TRAINED, flags)
     tiny = DATA_DIR / "models" / "Stable-diffusion" / "tiny-random.safetensors"
     if not tiny.exists():
         print("making a small checkpoint with random weights: it draws patterns, not things", flush=True)
         from tiny_checkpoint import write
 
         write(tiny)
-    return tiny.name, "girls", []
-
-
-def prompt_of(trained: Path) -> str:
-    """The prompt that whoever trained the checkpoint put beside it."""
-    note = trained.with_suffix(".prompt.txt")
-    return note.read_text(encoding="utf-8").strip() if note.exists() else "girls"
+    return Plan(tiny.name, ("girls",), {}, [])
 
 
 @contextmanager
@@ -147,25 +165,36 @@ def show(title: str, content: Any) -> None:
 
 def main() -> int:
     DATA_DIR.mkdir(parents=True, exist_ok=True)
-    name, prompt, flags = checkpoint()
+    asked = plan()
     try:
-        with service(flags) as url:
-            request = guide_request(name, DATA_DIR / "outputs", prompt)
-            show(f"POST {url}/sdapi/v1/txt2img", request)
-            started = time.monotonic()
-            status, answer = call(f"{url}/sdapi/v1/txt2img", request, ANSWER_SECONDS)
-            show(f"{status} after {time.monotonic() - started:.1f} s", answer)
-            if status != 200 or answer["parameters"]["status"] != 0:
-                raise Problem("the request failed; the answer above says why")
+        with service(asked.flags) as url:
+            made = [ask(url, asked, number) for number in range(len(asked.prompts))]
             print("\npictures:")
-            for path in map(Path, answer["parameters"]["image_url"].split(",")):
-                if not path.is_file():
-                    raise Problem(f"the answer names {path}, which is not there")
-                print(path.resolve(), flush=True)
+            for prompt, paths in zip(asked.prompts, made, strict=True):
+                print(*(f"{path}  {prompt}" for path in paths), sep="\n", flush=True)
     except Problem as problem:
         print(f"demo: {problem}", file=sys.stderr)
         return 1
     return 0
+
+
+def ask(url: str, asked: Plan, number: int) -> list[Path]:
+    """Send one request; the files that its answer names. The first is shown in full."""
+    request = guide_request(asked.checkpoint, DATA_DIR / "outputs", asked.prompts[number]) | asked.changes
+    if number == 0:
+        show(f"POST {url}/sdapi/v1/txt2img", request)
+    started = time.monotonic()
+    status, answer = call(f"{url}/sdapi/v1/txt2img", request, ANSWER_SECONDS)
+    failed = status != 200 or answer["parameters"]["status"] != 0
+    if number == 0 or failed:
+        show(f"{status} after {time.monotonic() - started:.1f} s", answer)
+    if failed:
+        raise Problem("the request failed; the answer above says why")
+    paths = [Path(path).resolve() for path in answer["parameters"]["image_url"].split(",")]
+    for path in paths:
+        if not path.is_file():
+            raise Problem(f"the answer names {path}, which is not there")
+    return paths
 
 
 if __name__ == "__main__":
