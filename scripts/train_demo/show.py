@@ -111,7 +111,7 @@ def draw_all(service: Service, images: Path) -> None:
             ),
         ],
     )
-    hires = {"enable_hr": True, "hr_scale": 4, "hr_upscaler": "Lanczos", "denoising_strength": 0.1}
+    hires = {"enable_hr": True, "hr_scale": 4, "hr_upscaler": "Lanczos", "denoising_strength": 0}
     save_row(images / "hires.png", [rocket, service.picture("txt2img", prompt="a rocket", **hires)])
 
 
