@@ -7,6 +7,7 @@ import os
 import re
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,19 +134,20 @@ async def test_a_link_within_the_save_dir_does_not_lead_out_of_it(tmp_path: Path
     assert list(outside.iterdir()) == []
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """The kernel refuses any file above 20 kB."""
+    """The kernel refuses any file above 20 kB: the test run's own log too, so not for long."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("small_files")
 async def test_a_file_that_cannot_be_finished_leaves_nothing_and_names_what_stays(settings: Settings) -> None:
     noise = Picture(Image.frombytes("RGB", (128, 128), os.urandom(128 * 128 * 3)), seed=2)
-    with pytest.raises(SavingFailed) as caught:
+    with pytest.raises(SavingFailed) as caught, small_files():
         await outputs(settings).save(job(), outcome(picture(), noise, picture()))
     (kept,) = files_below(settings.outputs_dir)
     assert f"saved before it: {settings.outputs_dir}/{kept}" in str(caught.value)
