@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 
 from sd_cloud.dialects import eas
 from sd_cloud.dialects.asked import Seam
@@ -28,6 +29,7 @@ class Results:
         self._seam = seam
         self._messages = messages
         self._sink = sink_of(seam.settings.async_service)
+        self._began = time.time()
 
     async def run(self) -> None:
         """For as long as the service runs."""
@@ -53,11 +55,18 @@ class Results:
     async def _catch_up(self, ended: asyncio.Queue[str], *, at_start: bool) -> None:
         if at_start:
             await self._messages.forget_dead()
-        for task_id, state in await self._messages.unfinished():
+        for task_id, state, submitted in await self._messages.unfinished():
             if state in ENDED_TASKS:
                 ended.put_nowait(task_id)
-            elif state is None and at_start and self._seam.service.store.database.sqlite:
-                await self._messages.drop(task_id)  # it ended before the put was answered
+            elif state is None and at_start and self._is_left_over(submitted):
+                await self._messages.drop(task_id)  # the process ended before the put was answered
+
+    def _is_left_over(self, submitted: float) -> bool:
+        """Whether a message without a task is an earlier process's, not one that is just being put.
+
+        On PostgreSQL another process may be putting it.
+        """
+        return self._seam.service.store.database.sqlite and submitted < self._began
 
     async def _deliver(self, task_id: str) -> None:
         task = await self._seam.service.store.get(task_id)

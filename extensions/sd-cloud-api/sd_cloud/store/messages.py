@@ -141,15 +141,20 @@ class MessageStore:
 
         return await self._database.write(work)
 
-    async def unfinished(self) -> list[tuple[str, str | None]]:
-        """Task ids of input messages and the state of each task (None: it was never accepted)."""
+    async def unfinished(self) -> list[tuple[str, str | None, float]]:
+        """Task ids of input messages, the state of each task, and when the message was put.
+
+        A state of None: the task was never accepted, or is being recorded at this moment.
+        """
         wanted = (
-            select(messages.c.task_id, tasks.c.state)
+            select(messages.c.task_id, tasks.c.state, messages.c.submitted)
             .outerjoin(tasks, tasks.c.id == messages.c.task_id)
             .where(messages.c.task_id.is_not(None))
             .order_by(messages.c.number)
         )
-        return await self._database.read(lambda c: [(r.task_id, r.state) for r in c.execute(wanted)])
+        return await self._database.read(
+            lambda c: [(r.task_id, r.state, r.submitted) for r in c.execute(wanted)]
+        )
 
     async def drop(self, task_id: str) -> None:
         """Take an input message away: its task was not accepted."""
