@@ -127,7 +127,7 @@ async def test_a_waiting_job_is_cancelled_without_touching_the_one_that_runs(
     first = asyncio.create_task(service.run(running))
     await until(lambda: engine.started)
     second = asyncio.create_task(service.run(waiting))
-    await until(lambda: waiting.id in service._live)
+    await until(lambda: service._under_way.get(waiting.id))
     assert await service.cancel(waiting.id)
     with pytest.raises(errors.Cancelled):
         await second

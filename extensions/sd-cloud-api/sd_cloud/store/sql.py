@@ -1,6 +1,6 @@
 """Tasks in SQL: recorded, claimed in order, ended once, kept for a while. SQLite or PostgreSQL.
 
-Which task is next is one query, :func:`next_in_turn`. `MOVES` in :mod:`sd_cloud.store.base` says
+Which task is next is one query, in :mod:`sd_cloud.store.turn`. `MOVES` in :mod:`sd_cloud.store.base` says
 which way a task may go; a task is moved only by an UPDATE that names the state it comes from.
 """
 
@@ -9,19 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
-    Row,
-    Select,
-    and_,
     delete,
-    exists,
     func,
     insert,
-    or_,
     select,
     update,
 )
@@ -33,14 +26,15 @@ from sd_cloud.errors import (
     IdempotencyConflict,
     QueueFull,
     ServiceError,
-    ShuttingDown,
 )
 from sd_cloud.job import Job, Outcome
 from sd_cloud.settings import Settings
-from sd_cloud.store import codec, quota, usage
-from sd_cloud.store.base import ENDED, OVERTAKES, Recovered, State, Task
+from sd_cloud.store import codec, quota, turn
+from sd_cloud.store.base import ENDED, Recovered, State, Task
 from sd_cloud.store.database import Database, open_database
-from sd_cloud.store.schema import forgotten, owners, tasks, webhooks
+from sd_cloud.store.ending import Ending
+from sd_cloud.store.rows import task_of, unexpired
+from sd_cloud.store.schema import forgotten, tasks
 
 DAY_SECONDS = 86400.0
 #: How long it is known that a task was there and has expired.
@@ -69,7 +63,7 @@ class SqlStore:
     def __init__(self, database: Database, *, retention: Callable[[str], float] = default_retention) -> None:
         self.database = database
         self.durable = not database.private
-        self._retention = retention
+        self._ending = Ending(database, retention)
         self._work = asyncio.Event()
         self._listening = False
 
@@ -179,49 +173,20 @@ class SqlStore:
     # -- running ------------------------------------------------------------------------------
 
     async def claim(self, *, loaded: str | None = None) -> Task | None:
-        """Take the next task (:func:`next_in_turn`).
+        """Take the next task (see :mod:`sd_cloud.store.turn`).
 
         ``loaded`` is the checkpoint the engine holds: a task for it may go before its turn, but
         each task is overtaken at most `OVERTAKES` times.
         """
 
-        def work(connection: Connection) -> Row[Any] | None:
-            first = connection.execute(next_in_turn(self.process)).one_or_none()
-            if first is None:
-                return None
-            chosen = first
-            if loaded is not None and first.checkpoint != loaded and first.overtaken < OVERTAKES:
-                other = connection.execute(
-                    next_in_turn(self.process).where(
-                        tasks.c.checkpoint == loaded, tasks.c.priority == first.priority
-                    )
-                ).one_or_none()
-                if other is not None:
-                    chosen = other
-                    connection.execute(
-                        update(tasks)
-                        .where(tasks.c.number == first.number)
-                        .values(overtaken=tasks.c.overtaken + 1)
-                    )
-            _served(connection, chosen.owner)
-            return connection.execute(
-                update(tasks)
-                .where(tasks.c.number == chosen.number, tasks.c.state == "pending")
-                .values(
-                    state="running",
-                    attempts=tasks.c.attempts + 1,
-                    scheduled=time.time(),
-                    process=self.process,
-                )
-                .returning(tasks)
-            ).one()
-
         for _ in range(CLAIM_TRIES):
             try:
-                row = await self.database.write(work)
+                row = await self.database.write(
+                    lambda connection: turn.take(connection, self.process, loaded)
+                )
             except IntegrityError:  # another process started a job of this order key just now
                 continue
-            return await asyncio.to_thread(_task, row) if row is not None else None
+            return await asyncio.to_thread(task_of, row) if row is not None else None
         return None
 
     async def requeue(self, task_id: str) -> None:
@@ -253,50 +218,11 @@ class SqlStore:
         in another process, or, with ``only_waiting``, runs at all."""
 
         def work(connection: Connection) -> bool:
-            return self._end(
+            return self._ending.end(
                 connection, task_id, state, outcome, error, engine_seconds, only_waiting=only_waiting
             )
 
         return await self.database.write(work)
-
-    def _end(
-        self,
-        connection: Connection,
-        task_id: str,
-        state: State,
-        outcome: Outcome | None,
-        error: ServiceError | None,
-        engine_seconds: float = 0.0,
-        *,
-        only_waiting: bool = False,
-        of_process: str | None = None,
-    ) -> bool:
-        row = connection.execute(select(tasks).where(tasks.c.id == task_id).with_for_update()).one_or_none()
-        if row is None or row.state in ENDED:
-            return False
-        if row.state == "running" and (only_waiting or row.process != (of_process or self.process)):
-            return False
-        if row.state in ("pending", "suspended") and state == "succeeded":
-            raise RuntimeError(f"task {task_id} cannot go from {row.state} to succeeded")
-        now = time.time()
-        kept, body = codec.outcome_to_text(outcome) if outcome is not None else (None, None)
-        connection.execute(
-            update(tasks)
-            .where(tasks.c.number == row.number)
-            .values(
-                state=state, ended=now, expires=now + self._retention(row.dialect), outcome=kept,
-                reply_body=body, error=codec.error_to_text(error) if error else None,
-                job=codec.without_pictures(row.job), process=None,
-            )
-        )  # fmt: skip
-        job = codec.job_from_text(row.job)
-        usage.record(connection, job, state, outcome, engine_seconds, now)
-        if job.callback_url:
-            connection.execute(insert(webhooks).values(task_id=task_id, url=job.callback_url, due=now))
-            self.database.announce(connection, "webhook")
-        self.database.announce(connection, "ended", task_id)
-        self.database.announce(connection, "work")  # its order_key may have held others back
-        return True
 
     # -- after a crash ------------------------------------------------------------------------
 
@@ -326,52 +252,18 @@ class SqlStore:
         dead = await asyncio.to_thread(presence.dead, others) if presence is not None else set(others)
         if not dead:
             return Recovered()
-        return await self.database.write(lambda connection: self._take_over(connection, dead, max_delivery))
-
-    def _take_over(self, connection: Connection, dead: set[str], max_delivery: int) -> Recovered:
-        rows = connection.execute(
-            select(tasks)
-            .where(tasks.c.process.in_(dead), tasks.c.state.not_in(ENDED))
-            .order_by(tasks.c.number)
-            .with_for_update(skip_locked=True)
-        ).all()
-        unprepared: list[Job] = []
-        suspects: list[Job] = []
-        ended: list[str] = []
-        for row in rows:
-            error: ServiceError | None = None
-            if not row.kept:
-                error = ShuttingDown("the service ended while this request waited; send it again")
-            elif row.state == "running" and row.attempts >= max_delivery:
-                error = EngineFailed(
-                    "the service ended while it ran this task "
-                    f"(delivered {row.attempts} times, not tried again)"
-                )
-            if error is not None:
-                self._end(connection, row.id, "failed", None, error, of_process=row.process)
-                ended.append(row.id)
-            elif row.state == "running":
-                connection.execute(
-                    update(tasks)
-                    .where(tasks.c.number == row.number)
-                    .values(state="pending", ready=True, process=None)
-                )
-            else:
-                connection.execute(
-                    update(tasks).where(tasks.c.number == row.number).values(process=self.process)
-                )
-                (suspects if row.preparations else unprepared).append(codec.job_from_text(row.job))
-        self.database.announce(connection, "work")
-        return Recovered(tuple(unprepared), tuple(suspects), tuple(ended))
+        return await self.database.write(
+            lambda connection: self._ending.take_over(connection, dead, max_delivery)
+        )
 
     # -- asking -------------------------------------------------------------------------------
 
     async def get(self, task_id: str) -> Task | None:
         def work(connection: Connection) -> Task | None:
             row = connection.execute(
-                select(tasks).where(tasks.c.id == task_id, _unexpired(time.time()))
+                select(tasks).where(tasks.c.id == task_id, unexpired(time.time()))
             ).one_or_none()
-            return _task(row) if row is not None else None
+            return task_of(row) if row is not None else None
 
         return await self.database.read(work)
 
@@ -383,7 +275,7 @@ class SqlStore:
                 forgotten.c.task_id == task_id, forgotten.c.owner == owner
             )
             going = select(tasks.c.id).where(
-                tasks.c.id == task_id, tasks.c.owner == owner, ~_unexpired(time.time())
+                tasks.c.id == task_id, tasks.c.owner == owner, ~unexpired(time.time())
             )
             return any(connection.execute(one).first() is not None for one in (gone, going))
 
@@ -401,7 +293,7 @@ class SqlStore:
         offset: int = 0,
     ) -> list[Task]:
         """Tasks, the newest first; ``since`` and ``until`` are times of submission."""
-        wanted = select(tasks).where(_unexpired(time.time())).order_by(tasks.c.number.desc())
+        wanted = select(tasks).where(unexpired(time.time())).order_by(tasks.c.number.desc())
         wanted = wanted.limit(limit).offset(offset)
         for column, value in ((tasks.c.owner, owner), (tasks.c.dialect, dialect)):
             if value is not None:
@@ -412,7 +304,9 @@ class SqlStore:
             wanted = wanted.where(tasks.c.submitted >= since)
         if until is not None:
             wanted = wanted.where(tasks.c.submitted <= until)
-        return await self.database.read(lambda connection: [_task(row) for row in connection.execute(wanted)])
+        return await self.database.read(
+            lambda connection: [task_of(row) for row in connection.execute(wanted)]
+        )
 
     async def waiting(self) -> int:
         """How many tasks are pending."""
@@ -437,7 +331,7 @@ class SqlStore:
 
         def work(connection: Connection) -> list[Task]:
             wanted = select(tasks).where(tasks.c.expires < time.time()).order_by(tasks.c.expires).limit(limit)
-            return [_task(row) for row in connection.execute(wanted)]
+            return [task_of(row) for row in connection.execute(wanted)]
 
         return await self.database.read(work)
 
@@ -457,69 +351,7 @@ class SqlStore:
         await self.database.write(work)
 
 
-def _unexpired(now: float) -> ColumnElement[bool]:
-    return or_(tasks.c.expires.is_(None), tasks.c.expires > now)
-
-
-def next_in_turn(process: str) -> Select[Any]:
-    """The task whose turn it is: highest priority, then the least recently served owner, then age.
-
-    Not one whose ``order_key`` is running or has an older task waiting, nor one that only another
-    process may run. It is locked, and one that another process has locked is passed over.
-    """
-    other = tasks.alias("other")
-    held_back = exists().where(
-        other.c.order_key == tasks.c.order_key,
-        or_(
-            other.c.state == "running",
-            and_(other.c.state == "pending", other.c.number < tasks.c.number),
-        ),
-    )
-    return (
-        select(
-            tasks.c.number, tasks.c.owner, tasks.c.checkpoint, tasks.c.priority, tasks.c.overtaken
-        )
-        .outerjoin(owners, owners.c.name == tasks.c.owner)
-        .where(
-            tasks.c.state == "pending",
-            tasks.c.ready,
-            or_(tasks.c.process.is_(None), tasks.c.process == process),
-            or_(tasks.c.order_key.is_(None), ~held_back),
-        )
-        .order_by(tasks.c.priority.desc(), func.coalesce(owners.c.served, 0), tasks.c.number)
-        .limit(1)
-        .with_for_update(of=tasks, skip_locked=True)
-    )  # fmt: skip
-
-
-def _served(connection: Connection, owner: str) -> None:
-    """Note that it was this owner's turn: an upsert both databases know."""
-    now = time.time_ns()
-    from sqlalchemy.dialects import postgresql, sqlite
-
-    upsert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(owners)
-    connection.execute(
-        upsert.values(name=owner, served=now).on_conflict_do_update(
-            index_elements=[owners.c.name], set_={"served": now}
-        )
-    )
-
-
 def _count_waiting(connection: Connection) -> int:
     return connection.execute(
         select(func.count()).select_from(tasks).where(tasks.c.state == "pending")
     ).scalar_one()
-
-
-def _task(row: Row[Any]) -> Task:
-    return Task(
-        job=codec.job_from_text(row.job),
-        state=row.state,
-        attempts=row.attempts,
-        submitted=row.submitted,
-        scheduled=row.scheduled,
-        ended=row.ended,
-        outcome=codec.outcome_from_text(row.outcome, row.reply_body) if row.outcome else None,
-        error=codec.error_from_text(row.error) if row.error else None,
-        process=row.process,
-    )

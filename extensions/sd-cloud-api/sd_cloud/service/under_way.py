@@ -1,0 +1,123 @@
+"""The tasks that are under way here, and how one of them ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+from sd_cloud import errors
+from sd_cloud.job import Job, Outcome, Picture
+from sd_cloud.live import Live
+from sd_cloud.store.base import State, Task
+from sd_cloud.store.sql import SqlStore
+
+
+class UnderWay:
+    """What this process knows of tasks that are not over. ``running``: those its engine has.
+
+    ``closing``: nothing new is begun.
+    """
+
+    def __init__(self, store: SqlStore) -> None:
+        self.store = store
+        self.running: dict[str, Task] = {}
+        self.closing = False
+        self._live: dict[str, Live] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    def get(self, task_id: str) -> Live | None:
+        return self._live.get(task_id)
+
+    def begin(self, job: Job) -> Live:
+        """What is known of this job's task; from now on its end is told here."""
+        return self._live.setdefault(job.id, Live.of(job))
+
+    def drop(self, task_id: str) -> Live | None:
+        return self._live.pop(task_id, None)
+
+    def first_running(self) -> Live | None:
+        return next((self._live[i] for i in self.running if i in self._live), None)
+
+    def waiting(self) -> list[tuple[str, Job]]:
+        """Those that somebody waits for here and that do not run here."""
+        return [
+            (task_id, live.job)
+            for task_id, live in self._live.items()
+            if live.started is None and task_id not in self.running
+        ]
+
+    # -- ends ---------------------------------------------------------------------------------
+
+    async def fail(
+        self, task_id: str, error: errors.ServiceError, *, seconds: float = 0.0, only_waiting: bool = False
+    ) -> bool:
+        state: State = "cancelled" if isinstance(error, errors.Cancelled) else "failed"
+        ended = await self.store.end(
+            task_id, state, error=error, engine_seconds=seconds, only_waiting=only_waiting
+        )
+        if ended or not only_waiting:
+            live = self.drop(task_id)
+            if live is not None:
+                live.fail(error)
+        return ended
+
+    async def succeed(
+        self, task_id: str, live: Live, outcome: Outcome, error: errors.ServiceError | None, seconds: float
+    ) -> None:
+        """Record a result, and with ``error`` that it is one of a call that failed."""
+        # The store has the result before the caller hears of it.
+        await self.store.end(
+            task_id,
+            "failed" if error is not None else "succeeded",
+            outcome=without_images(outcome),
+            error=error,
+            engine_seconds=seconds,
+        )
+        self.drop(task_id)
+        if error is not None:
+            live.fail(error)
+        else:
+            live.succeed(outcome)
+
+    def heard_end(self, task_id: str) -> None:
+        """A task ended somewhere. Those that run here are told by who runs them."""
+        waiting = [task_id] if task_id else list(self._live)
+        for one in waiting:
+            live = self._live.get(one)
+            if live is not None and live.started is None:
+                self.spawn(self._take_result(one))
+
+    async def _take_result(self, task_id: str) -> None:
+        task = await self.store.get(task_id)
+        live = self._live.get(task_id)
+        if live is None or live.started is not None or (task is not None and not task.over):
+            return
+        self.drop(task_id)
+        if task is None:
+            live.fail(errors.TaskNotFound(f"no task {task_id!r}"))
+        elif task.error is not None:
+            live.fail(task.error)
+        else:
+            live.succeed(task.outcome or Outcome())
+
+    # -- work of its own ----------------------------------------------------------------------
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def settle(self, seconds: float) -> None:
+        """Wait until all of it is done, but no longer than ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while self._background and time.monotonic() < deadline:
+            await asyncio.wait(self._background, timeout=deadline - time.monotonic())
+
+
+def without_images(outcome: Outcome) -> Outcome:
+    """The outcome as the store keeps it: paths, links, seeds and infotexts, no pixels."""
+    bare: tuple[Picture, ...] = tuple(replace(p, image=None) for p in outcome.pictures)
+    return replace(outcome, pictures=bare)
