@@ -93,6 +93,7 @@ WEBUI_STACK = Environment(
 )
 #: Tests of what never runs there.
 STANDALONE_TESTS = (
+    "tests/browser",
     "tests/conformance",
     "tests/demo",
     "tests/dialects/test_sdapi*",

@@ -28,7 +28,7 @@ RUNTIME = (
 TEST = (
     "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "trustme", "import-linter",
     "ruff", "mypy", "types-PyYAML", "types-psutil", "types-regex", "types-protobuf",
-    "resvg_py", "scikit-image", "dashscope", "pgserver",
+    "resvg_py", "scikit-image", "dashscope", "pgserver", "playwright",
 )  # fmt: skip
 #: What the shared part imports, in the webui's versions of it, and its tests.
 WEBUI = (

@@ -45,20 +45,26 @@ def free_port() -> int:
 
 
 @contextmanager
-def standalone(data_dir: Path, *flags: str, environment: dict[str, str] | None = None) -> Iterator[str]:
-    """The service on a free port, ready; its URL. Stopped with SIGTERM, and it must exit with 0."""
+def standalone(
+    data_dir: Path,
+    *flags: str,
+    environment: dict[str, str] | None = None,
+    with_page: bool = False,
+    until: str = "/readyz",
+) -> Iterator[str]:
+    """The service on a free port, ``until`` answered; its URL. Stopped with SIGTERM, it must exit with 0."""
     port = free_port()
     log = data_dir / "service.log"
     command = [sys.executable, "-m", "sd_cloud", "launch", "--port", str(port), "--data-dir", str(data_dir)]
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*command, "--api", "--nowebui", *flags],
+            [*command, "--api", *([] if with_page else ["--nowebui"]), *flags],
             stdout=out,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
         )
     try:
-        wait_until_ready(f"http://127.0.0.1:{port}", process, log)
+        wait_until_ready(f"http://127.0.0.1:{port}{until}", process, log)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGTERM)
@@ -73,7 +79,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> N
         if process.poll() is not None:
             raise AssertionError(f"the service ended with {process.returncode}: {log.read_text()[-3000:]}")
         try:
-            if httpx.get(f"{url}/readyz", timeout=5, trust_env=False).status_code == 200:
+            if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass

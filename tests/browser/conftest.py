@@ -1,0 +1,72 @@
+"""A real browser in front of a really started service on the demo checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from tests.browser.webui import WebUI
+from tests.e2e.serving import standalone
+from tests.e2e.world import World
+
+MODELS = Path(__file__).parents[2] / "demo" / "models"
+CHROMIUM = shutil.which("chromium")
+#: Nothing of Chromium's own goes out, and it runs as root in a container.
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
+WAIT_MILLISECONDS = 60_000
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.engine)
+            if CHROMIUM is None:
+                item.add_marker(pytest.mark.skip("there is no chromium (Debian's package chromium)"))
+
+
+# For this folder only, not the session: while Playwright is open no asyncio test can run.
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+
+
+@pytest.fixture(scope="package")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    data_dir = tmp_path_factory.mktemp("browser")
+    folders = ("--ckpt-dir", str(MODELS / "Stable-diffusion"), "--lora-dir", str(MODELS / "Lora"))
+    with standalone(data_dir, *folders, "--filebrowser", with_page=True) as url:
+        yield World(url, data_dir, links="", default_checkpoint="emoji")
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """A person's browser; another context is another person's."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, locale="en-US")
+    context.set_default_timeout(WAIT_MILLISECONDS)
+    with context:
+        yield context
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Page:
+    return context.new_page()
+
+
+@pytest.fixture
+def webui(page: Page, world: World) -> WebUI:
+    return WebUI(page, world.url).opened()

@@ -1,0 +1,114 @@
+"""The page as a person uses it: by what is written on it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from playwright.sync_api import FrameLocator, Locator, Page, expect
+
+#: What the demo checkpoints are to be asked with (demo/MODEL_CARD.md), small enough for a second.
+SMALL = {"Width": 64, "Height": 64, "CFG scale": 3, "Seed (-1: random)": 3}
+
+
+class WebUI:
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.kind = "txt2img"
+
+    def opened(self) -> WebUI:
+        self.page.goto(self.url)
+        expect(self.page.get_by_role("tab", name="txt2img")).to_be_visible()
+        return self
+
+    # -- the form ---------------------------------------------------------------------------------
+
+    @property
+    def tab(self) -> Locator:
+        """The panel that is shown."""
+        return self.page.locator(f"#tab_{self.kind}")
+
+    def go(self, title: str, panel: str) -> Locator:
+        self.page.get_by_role("tab", name=title, exact=True).click()
+        self.kind = panel
+        expect(self.tab).to_be_visible()
+        return self.tab
+
+    def set(self, label: str, value: float | str) -> None:
+        """Type into a field; of a slider, into its number."""
+        field = self.field(label)
+        field.fill(str(value))
+        field.blur()
+
+    def field(self, label: str) -> Locator:
+        text = self.tab.get_by_role("textbox", name=label, exact=True)
+        number = self.tab.get_by_role("spinbutton", name=label, exact=True)
+        slider = self.tab.get_by_role("spinbutton", name=f"number input for {label}", exact=True)
+        return text.or_(number).or_(slider).first
+
+    def choose(self, label: str, option: str, within: Locator | None = None) -> None:
+        field = (within or self.tab).get_by_role("combobox", name=label, exact=True)
+        field.click()
+        self.page.get_by_role("option", name=option, exact=True).click()
+        field.blur()
+
+    def open(self, title: str) -> None:
+        self.tab.get_by_role("button", name=title).first.click()
+
+    def write(self, prompt: str, **fields: float) -> None:
+        self.set("Prompt", prompt)
+        for label, value in {**SMALL, **fields}.items():
+            self.set(label, value)
+
+    def upload(self, within: Locator, file: Path | dict[str, object]) -> None:
+        within.locator("input[type=file]").first.set_input_files(file)  # type: ignore[arg-type]
+
+    # -- what comes of it ---------------------------------------------------------------------------
+
+    def press(self, name: str) -> None:
+        self.tab.get_by_role("button", name=name, exact=True).first.click()
+
+    @property
+    def infotext(self) -> Locator:
+        return self.tab.locator(f"#{self.kind}_info textarea")
+
+    def generate(self) -> Image.Image:
+        """Press Generate, wait until all is over, take the first picture of the gallery."""
+        before = self.infotext.input_value()
+        self.press("Generate")
+        expect(self.infotext).not_to_have_value(before)
+        return self.picture()
+
+    def picture(self, within: str = "") -> Image.Image:
+        """The picture that is shown, as the file that a person would save."""
+        image = self.page.locator(within or f"#{self.kind}_gallery").locator("img").first
+        expect(image).to_be_visible()
+        return self.fetched(image)
+
+    def fetched(self, image: Locator) -> Image.Image:
+        address = image.evaluate("one => one.src")
+        answer = self.page.request.get(address)
+        assert answer.ok, f"{address}: {answer.status}"
+        opened = Image.open(io.BytesIO(answer.body()))
+        opened.load()
+        return opened
+
+    def told(self) -> Locator:
+        """The message that pops up."""
+        return self.page.get_by_test_id("toast-body")
+
+    def frame(self, title: str) -> FrameLocator:
+        """What a tab of ours shows."""
+        return self.go(title, title.lower()).frame_locator("iframe")
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB"), dtype=float)
+
+
+def is_drawn(image: Image.Image) -> bool:
+    """Whether there is more in it than one colour or noise of the same: it varies over large areas."""
+    return float(pixels(image.resize((8, 8), Image.Resampling.BOX)).std()) > 10
