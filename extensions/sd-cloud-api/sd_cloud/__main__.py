@@ -1,4 +1,4 @@
-"""The command line: ``sd-cloud launch [flags]``."""
+"""The command line: ``sd-cloud COMMAND …``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sd_cloud import __version__
 USAGE = """usage: sd-cloud COMMAND
 
   launch [flags]   serve the API; `sd-cloud launch --help` lists the flags
+  users …          add, list, remove users; their tokens, roles and limits
   --version        print the version"""
 
 
@@ -21,6 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from sd_cloud.launch import launch
 
         return launch(arguments, os.environ)
+    if command == "users":
+        from sd_cloud.users_command import users
+
+        return users(arguments, os.environ)
     if command == "--version":
         print(f"sd-cloud-api {__version__}")
         return 0

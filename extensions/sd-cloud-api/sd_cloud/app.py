@@ -13,7 +13,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from sd_cloud import __version__
 from sd_cloud.access import Access, Users
-from sd_cloud.dialects import dashscope, eas, pages, queue, tasks, tasks_admin, tasks_models
+from sd_cloud.dialects import administration, dashscope, eas, pages, queue, tasks, tasks_admin, tasks_models
 from sd_cloud.dialects.asked import Seam
 from sd_cloud.dialects.pages import told
 from sd_cloud.dialects.replay import Replay
@@ -57,7 +57,7 @@ def attach(
     access.users = Users(UserTable(service.store.database))
     seam = Seam(app, service, settings, access, native_job)
     service.replay = Replay(app, authorization=_webuis_own(settings))
-    for dialect in (tasks, tasks_models, tasks_admin, dashscope, queue, pages):
+    for dialect in (tasks, tasks_models, tasks_admin, dashscope, queue, pages, administration):
         # In front: one of them shares its path with Gradio.
         app.router.routes[0:0] = dialect.router(seam).routes
     # Not by add_middleware, which refuses an app that serves already, as a webui does by now; without

@@ -32,6 +32,9 @@ ADMIN_ROUTES: tuple[tuple[str, str], ...] = (
     ("POST", "/del/sd/functions"),
     ("GET", "/sd-cloud/v1/users"),
     ("POST", "/sd-cloud/v1/users"),
+    ("GET", "/sd-cloud/v1/users/*"),
+    ("POST", "/sd-cloud/v1/users/*"),
+    ("PATCH", "/sd-cloud/v1/users/*"),
     ("DELETE", "/sd-cloud/v1/users/*"),
     ("GET", "/sd-cloud/v1/usage"),
 )

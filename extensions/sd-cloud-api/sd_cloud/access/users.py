@@ -92,9 +92,9 @@ class Users:
         return token
 
 
-def checked_name(name: str) -> str:
+def checked_name(name: object) -> str:
     """Raises BadRequest."""
-    if not NAME.fullmatch(name) or name == OPERATOR:
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name == OPERATOR:
         raise BadRequest(
             f"{name!r} can't be a user's name: letters, digits and _.@- only, 64 at most, not {OPERATOR!r}",
             field="name",
@@ -102,9 +102,9 @@ def checked_name(name: str) -> str:
     return name
 
 
-def checked_role(role: str) -> str:
+def checked_role(role: object) -> str:
     """Raises BadRequest."""
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise BadRequest(f"{role!r} is not a role; there are {' and '.join(ROLES)}", field="role")
     return role
 

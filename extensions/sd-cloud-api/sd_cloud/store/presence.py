@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -34,11 +35,17 @@ class SqlitePresence:
 
     def appear(self, process: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._own = (self._folder / process).open("wb")
-        fcntl.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path = self._folder / process
+        while self._own is None:
+            held = path.open("wb")
+            fcntl.flock(held, fcntl.LOCK_EX)  # who looks whether it is alive has it for a moment
+            if path.exists() and path.stat().st_ino == os.fstat(held.fileno()).st_ino:
+                self._own = held
+            else:
+                held.close()  # it was taken for a dead one's before it was locked
         for other in self._folder.iterdir():
-            if other.name != process and self._is_dead(other):
-                other.unlink(missing_ok=True)
+            if other.name != process:
+                self._remove_dead(other)
 
     def dead(self, processes: Iterable[str]) -> set[str]:
         return {one for one in processes if self._is_dead(self._folder / one)}
@@ -48,6 +55,14 @@ class SqlitePresence:
             self._own.close()
             Path(self._own.name).unlink(missing_ok=True)
             self._own = None
+
+    def _remove_dead(self, path: Path) -> None:
+        try:
+            with path.open("rb") as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)  # while it is held: nobody can make it theirs meanwhile
+        except (FileNotFoundError, BlockingIOError):
+            pass
 
     def _is_dead(self, path: Path) -> bool:
         if self._own is not None and Path(self._own.name) == path:
