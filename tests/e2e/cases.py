@@ -203,7 +203,7 @@ def the_full_img2img_example_works(world: World) -> None:
 @case
 def the_controlnet_example_takes_its_picture_from_a_link_and_saves_the_map(world: World) -> None:
     if world.controlnet is None:
-        pytest.skip("this host has no ControlNet extension")
+        pytest.skip(world.why_no_controlnet)
     text = """{
     "alwayson_scripts": {
         "sd_model_checkpoint": "tiny-a.safetensors", #模型名称,需要带着
@@ -255,6 +255,47 @@ def the_controlnet_example_takes_its_picture_from_a_link_and_saves_the_map(world
             assert set(image.convert("L").tobytes()) == {0, 255}, "Canny edges are black and white"
     with Image.open(pictures_of(answer)[1]) as image:
         assert "ControlNet 0" in image.info["parameters"]
+
+
+def controlled(world: World, **unit: Any) -> dict[str, Any]:
+    """A request with one ControlNet unit, its answer."""
+    if world.controlnet is None:
+        pytest.skip(world.why_no_controlnet)
+    scripts = {"controlnet": {"args": [{"model": world.controlnet, "enabled": True, **unit}]}}
+    body = {"prompt": "girls", "seed": 9, "alwayson_scripts": {"save_dir": "controlled", **scripts}, **SMALL}
+    return eas(world, "txt2img", body)
+
+
+@case
+def the_picture_behind_a_controlnet_link_changes_what_is_made(world: World) -> None:
+    def made(**unit: Any) -> bytes:
+        [path] = pictures_of(controlled(world, module="canny", **unit))
+        with Image.open(path) as image:
+            return image.convert("RGB").tobytes()
+
+    without = made(image_link=f"{world.links}/boy.png", weight=0)
+    assert made(image_link=f"{world.links}/boy.png") != without
+    assert made(image_link=f"{world.links}/boy.png", enabled=False) == without
+
+
+@case
+def a_controlnet_unit_takes_its_mask_from_a_link(world: World) -> None:
+    """With no preprocessor, what is drawn on a picture is the map: the mask, not the picture."""
+    links = {"image_link": f"{world.links}/boy.png", "mask_link": f"{world.links}/mask.png"}
+    answer = controlled(world, module="none", **links)
+    with Image.open(answer["parameters"]["image_mask_url"]) as image:
+        assert image.getpixel((4, 4)) == (0, 0, 0) and image.getpixel((40, 40)) == (255, 255, 255)
+
+
+@case
+def an_unknown_controlnet_model_is_an_error_that_names_it(world: World) -> None:
+    if world.controlnet is None:
+        pytest.skip(world.why_no_controlnet)
+    unit = {"image_link": f"{world.links}/boy.png", "module": "canny", "model": "control_v99_nope"}
+    scripts = {"save_dir": "controlled", "controlnet": {"args": [{"enabled": True, **unit}]}}
+    answer = world.post("/sdapi/v1/txt2img", {"prompt": "x", "alwayson_scripts": scripts, **SMALL})
+    assert answer.status_code in (404, 422), answer.text
+    assert "control_v99_nope" in answer.json()["parameters"]["error_msg"]
 
 
 @case

@@ -1,4 +1,8 @@
-"""A ControlNet file for the golden checkpoint `tiny-a`, in the LDM layout of the public ones."""
+"""Control models for the golden checkpoint `tiny-a`: a ControlNet, and a T2I-Adapter.
+
+Both in the layout of the public ones. sd-webui-controlnet builds every ControlNet 320 channels wide,
+which does not go onto a U-Net of 32; an adapter has the width of its file there.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,31 @@ def write_controlnet(path: Path) -> None:
     tensors["middle_block_out.0.bias"] = np.zeros(WIDTHS[-1], np.float32)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({f"control_model.{key}": value for key, value in tensors.items()}, path)
+
+
+#: Channels before and after each residual block of an adapter: two at each of the U-Net's four levels.
+ADAPTER = ((32, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128), (128, 128), (128, 128))
+
+
+def write_adapter(path: Path) -> None:
+    """A T2I-Adapter with random weights: it changes a picture, and sensibly nothing."""
+    random = np.random.default_rng(13)
+
+    def convolution(after: int, before: int, side: int) -> np.ndarray:
+        spread = (2 / (before * side * side)) ** 0.5  # He et al. 2015, eq. 10
+        return random.normal(0, spread, (after, before, side, side)).astype(np.float32)
+
+    # A picture of three channels, each 8 x 8 px one pixel with 192.
+    tensors = {"conv_in.weight": convolution(32, 192, 3), "conv_in.bias": np.zeros(32, np.float32)}
+    for place, (before, after) in enumerate(ADAPTER):
+        layers = {"block1": convolution(after, after, 3), "block2": convolution(after, after, 1)}
+        if before != after:
+            layers["in_conv"] = convolution(after, before, 1)
+        for name, weight in layers.items():
+            tensors[f"body.{place}.{name}.weight"] = weight
+            tensors[f"body.{place}.{name}.bias"] = np.zeros(after, np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
 
 
 def _identity(width: int) -> np.ndarray:

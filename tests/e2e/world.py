@@ -28,6 +28,7 @@ class World:
     links: str  # base URL of the picture server, on an allowed address
     default_checkpoint: str = "tiny-a"
     controlnet: str | None = None  # the ControlNet that is installed, if this host has ControlNet
+    why_no_controlnet: str = "this host has no ControlNet extension"
     headers: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -66,18 +67,28 @@ def png_of(width: int = 96, height: int = 96) -> bytes:
     return held.getvalue()
 
 
+def mask_of(side: int = 96) -> bytes:
+    """A white square in the lower right half of a black picture."""
+    image = Image.new("L", (side, side), 0)
+    image.paste(255, (side // 2, side // 2, side, side))
+    held = io.BytesIO()
+    image.save(held, "PNG")
+    return held.getvalue()
+
+
 def base64_of(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
 @contextmanager
 def picture_server() -> Iterator[str]:
-    """Serves ``/boy.png`` and ``/pixabay.jpg`` as the guide's examples name them."""
+    """Serves ``/boy.png`` and ``/pixabay.jpg`` as the guide's examples name them, and ``/mask.png``."""
+    pictures = {"/boy.png": png_of(), "/pixabay.jpg": png_of(), "/mask.png": mask_of()}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path in ("/boy.png", "/pixabay.jpg"):
-                body = png_of()
+            body = pictures.get(self.path)
+            if body is not None:
                 self.send_response(200)
                 self.send_header("Content-Type", "image/png")
                 self.send_header("Content-Length", str(len(body)))

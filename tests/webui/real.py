@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+from tests.e2e.controlnet import write_adapter
 from tests.e2e.serving import free_port
 from tests.e2e.world import GOLDEN
 
@@ -23,6 +24,11 @@ ROOT = Path(__file__).resolve().parents[2]
 EXTENSION = ROOT / "extensions" / "sd-cloud-api"
 WEBUI = Path(os.environ.get("SD_WEBUI_DIR") or "/nowhere")
 NO_WEBUI = "needs an unmodified stable-diffusion-webui 1.10.1: set SD_WEBUI_DIR to its folder"
+CONTROLNET = Path(os.environ.get("SD_WEBUI_CONTROLNET_DIR") or "/nowhere")
+NO_CONTROLNET = "needs the extension sd-webui-controlnet: set SD_WEBUI_CONTROLNET_DIR to its folder"
+#: What that extension must find when it is loaded; the webui's own packages stay as they are.
+CONTROLNET_PACKAGES = ("addict", "controlnet_aux>=0.0.9")
+CONTROLNET_MODEL = "control_v11p_sd15_canny"
 
 START_SECONDS = 300
 STOP_SECONDS = 30
@@ -44,11 +50,21 @@ def packages() -> Path:
     Made by that installer, with the webui's Python, and kept: the webui itself stays as it is.
     """
     installer = EXTENSION / "install.py"
-    key = hashlib.sha256(installer.read_bytes() + str(WEBUI).encode()).hexdigest()[:12]
+    return _kept_packages(installer.read_bytes(), [str(installer)])
+
+
+def controlnet_packages() -> Path:
+    """`CONTROLNET_PACKAGES`, without what they ask for: that would move the webui's pins."""
+    pip = ["-m", "pip", "install", "--no-deps", "--prefer-binary", *CONTROLNET_PACKAGES]
+    return _kept_packages(" ".join(pip).encode(), pip)
+
+
+def _kept_packages(made_by: bytes, command: list[str]) -> Path:
+    key = hashlib.sha256(made_by + str(WEBUI).encode()).hexdigest()[:12]
     folder = ROOT / ".cache" / f"webui-packages-{key}"
     if not (folder / ".complete").exists():
         environment = {**os.environ, "PIP_TARGET": str(folder), "PYTHONPATH": str(folder)}
-        subprocess.run([str(python_of(WEBUI)), str(installer)], env=environment, check=True)
+        subprocess.run([str(python_of(WEBUI)), *command], env=environment, check=True)
         (folder / ".complete").touch()
     return folder
 
@@ -81,6 +97,13 @@ def add_extension(root: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(EXTENSION, target, ignore=ignored, dirs_exist_ok=True)
     return target
+
+
+def add_controlnet(root: Path) -> None:
+    """sd-webui-controlnet as its users have it, with one model."""
+    ignored = shutil.ignore_patterns("__pycache__", ".git")
+    shutil.copytree(CONTROLNET, root / "extensions" / "sd-webui-controlnet", ignore=ignored)
+    write_adapter(root / "models" / "ControlNet" / f"{CONTROLNET_MODEL}.safetensors")
 
 
 @dataclass
@@ -139,7 +162,7 @@ def _environment(data_dir: Path) -> dict[str, str]:
     left_out = ("COMMANDLINE_ARGS", "PYTHONHOME", "WEBUI_LAUNCH_LIVE_OUTPUT")
     return {
         **{name: value for name, value in os.environ.items() if name not in left_out},
-        "PYTHONPATH": str(packages()),
+        "PYTHONPATH": os.pathsep.join(map(str, _folders_of_packages())),
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -149,6 +172,10 @@ def _environment(data_dir: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "XDG_STATE_HOME": str(data_dir / "state-home"),
     }
+
+
+def _folders_of_packages() -> list[Path]:
+    return [packages(), *([controlnet_packages()] if CONTROLNET.is_dir() else [])]
 
 
 def help_of(data_dir: Path) -> str:

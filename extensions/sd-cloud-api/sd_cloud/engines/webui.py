@@ -22,6 +22,7 @@ from sd_cloud.engines.webui_answer import extras_outcome_of, named, outcome_of
 from sd_cloud.engines.webui_catalogue import catalogue, look_again
 from sd_cloud.engines.webui_options import on_top_of
 from sd_cloud.engines.webui_request import native_payload, own_options
+from sd_cloud.engines.webui_scripts import asked_scripts_run
 from sd_cloud.errors import Cancelled, NotImplementedHere
 from sd_cloud.job import Job, Kind, Outcome, Progress
 
@@ -109,11 +110,14 @@ class WebuiEngine:
 
 
 def _made(endpoint: Endpoint, job: Job, control: Control) -> Outcome:
+    from modules import scripts
     from modules.shared import opts
 
     payload = native_payload(job)
+    runner = scripts.scripts_img2img if job.kind == "img2img" else scripts.scripts_txt2img
     with on_top_of(opts, own_options(job, payload)), _known_to_the_webui(job.id):
-        answer = endpoint.call(endpoint.model(**payload))
+        with asked_scripts_run(runner, payload):
+            answer = endpoint.call(endpoint.model(**payload))
         return outcome_of(answer, interrupted=control.verdict == "interrupt")
 
 

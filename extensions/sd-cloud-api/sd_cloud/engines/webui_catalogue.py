@@ -51,7 +51,10 @@ def _loras() -> tuple[ModelFile, ...]:
 
 
 def _embeddings() -> tuple[ModelFile, ...]:
-    from modules import sd_hijack
+    """In Forge the page keeps the list; there is none that follows the model."""
+    from modules import sd_hijack, ui_extra_networks_textual_inversion
 
-    known = sd_hijack.model_hijack.embedding_db.word_embeddings
+    held_by = (sd_hijack.model_hijack, ui_extra_networks_textual_inversion)
+    [database, *_] = (one.embedding_db for one in held_by if hasattr(one, "embedding_db"))
+    known = database.word_embeddings
     return tuple(ModelFile(name, one.filename or "") for name, one in list(known.items()))

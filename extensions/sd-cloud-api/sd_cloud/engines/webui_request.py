@@ -8,7 +8,8 @@ Written against stable-diffusion-webui 1.10.1 (``modules/sd_models.py``, ``modul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from sd_cloud.errors import CheckpointNotFound, NotFound, ServiceError
@@ -74,6 +75,7 @@ def check_names(payload: Mapping[str, Any]) -> None:
         wanted = payload.get(field)
         if wanted and wanted not in (none, "none"):
             checkpoint_title(wanted, field)
+    _check_controlnets(payload)
 
 
 def checkpoint_title(name: str, field: str = "sd_model_checkpoint") -> str:
@@ -120,6 +122,34 @@ def _check_scheduler(payload: Mapping[str, Any], field: str) -> None:
     name = payload.get(field)
     if name and name not in sd_schedulers.schedulers_map:
         raise _missing(NotFound, "scheduler", name, [one.label for one in sd_schedulers.schedulers], field)
+
+
+def _check_controlnets(payload: Mapping[str, Any]) -> None:
+    """Models of ControlNet units, which sd-webui-controlnet looks for by any part of their names."""
+    extension: Any = sys.modules.get("scripts.global_state")
+    if extension is None:
+        return  # no such extension, or Forge's own, whose error has the name
+    for unit, field in _controlnet_units(payload):
+        wanted = unit.get("model")
+        if not unit.get("enabled", True) or not wanted or wanted == "None" or _controlnet_is_there(wanted):
+            continue
+        extension.update_cn_models()  # it may have been added meanwhile
+        if not _controlnet_is_there(wanted):
+            there = [name for name in extension.cn_models if name != "None"]
+            raise _missing(CheckpointNotFound, "ControlNet model", wanted, there, f"{field}.model")
+
+
+def _controlnet_is_there(name: str) -> bool:
+    extension = sys.modules["scripts.global_state"]
+    return name in extension.cn_models or any(name.lower() in one for one in extension.cn_models_names)
+
+
+def _controlnet_units(payload: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    for name, block in (payload.get("alwayson_scripts") or {}).items():
+        units = block.get("args") if name.lower() == "controlnet" and isinstance(block, Mapping) else None
+        for index, unit in enumerate(units if isinstance(units, list) else ()):
+            if isinstance(unit, Mapping):
+                yield unit, f"alwayson_scripts.{name}.args[{index}]"
 
 
 def _missing(
