@@ -16,7 +16,7 @@ from typing import Any
 
 import figures
 import httpx
-from tests.webui.real import EXTENSION, NO_WEBUI, WEBUI, Running, data_dir, packages, python_of, webui
+from tests.webui.real import A1111, EXTENSION, NO_WEBUI, WEBUI, Running, data_dir, packages, webui
 
 SMALL = {"prompt": "a cat", "width": 64, "height": 64, "steps": 20}
 ROUTES = ("/healthz", "/sdapi/v1/progress", "/sd-cloud/v1/tasks?limit=25", "/sd-cloud/v1/browse?path=models")
@@ -39,7 +39,7 @@ def import_seconds() -> float:
     )
     paths = {"PYTHONPATH": f"{packages()}:{EXTENSION}"}
     done = subprocess.run(
-        [python_of(WEBUI), "-c", text], env=paths, capture_output=True, text=True, check=True
+        [str(A1111.python), "-c", text], env=paths, capture_output=True, text=True, check=True
     )
     return float(done.stdout)
 

@@ -32,39 +32,50 @@ CONTROLNET_MODEL = "control_v11p_sd15_canny"
 
 START_SECONDS = 300
 STOP_SECONDS = 30
-CPU_ONLY = ("--use-cpu", "all", "--no-half", "--precision", "full")
-#: The webui is taken as it is: nothing is installed, downloaded or tested for.
+#: A webui is taken as it is: nothing is installed, downloaded or tested for.
 AS_IT_IS = (
     *("--skip-prepare-environment", "--skip-install", "--skip-python-version-check"),
-    *("--skip-torch-cuda-test", "--do-not-download-clip", "--no-download-sd-model"),
+    *("--skip-torch-cuda-test", "--no-download-sd-model"),
 )
 
 
-def python_of(webui: Path) -> Path:
-    return webui / "venv" / "bin" / "python"
+@dataclass(frozen=True)
+class Host:
+    """A webui's folder, with its Python in ``venv/``, and what its command line needs on a CPU."""
+
+    folder: Path
+    flags: tuple[str, ...]
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "venv" / "bin" / "python"
 
 
-def packages() -> Path:
+A1111 = Host(WEBUI, ("--do-not-download-clip", "--use-cpu", "all", "--no-half", "--precision", "full"))
+
+
+def packages(host: Host = A1111) -> Path:
     """What the extension's own installer adds to this webui, in a folder beside its packages.
 
     Made by that installer, with the webui's Python, and kept: the webui itself stays as it is.
     """
     installer = EXTENSION / "install.py"
-    return _kept_packages(installer.read_bytes(), [str(installer)])
+    return _kept_packages(host, installer.read_bytes(), [str(installer)])
 
 
 def controlnet_packages() -> Path:
     """`CONTROLNET_PACKAGES`, without what they ask for: that would move the webui's pins."""
     pip = ["-m", "pip", "install", "--no-deps", "--prefer-binary", *CONTROLNET_PACKAGES]
-    return _kept_packages(" ".join(pip).encode(), pip)
+    return _kept_packages(A1111, " ".join(pip).encode(), pip)
 
 
-def _kept_packages(made_by: bytes, command: list[str]) -> Path:
-    key = hashlib.sha256(made_by + str(WEBUI).encode()).hexdigest()[:12]
+def _kept_packages(host: Host, made_by: bytes, command: list[str]) -> Path:
+    key = hashlib.sha256(made_by + str(host.folder).encode()).hexdigest()[:12]
     folder = ROOT / ".cache" / f"webui-packages-{key}"
     if not (folder / ".complete").exists():
         environment = {**os.environ, "PIP_TARGET": str(folder), "PYTHONPATH": str(folder)}
-        subprocess.run([str(python_of(WEBUI)), *command], env=environment, check=True)
+        subprocess.run([str(host.python), *command], env=environment, check=True)
+        folder.mkdir(parents=True, exist_ok=True)  # pip makes none where nothing is missing
         (folder / ".complete").touch()
     return folder
 
@@ -120,6 +131,14 @@ class Running:
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)  # what Ctrl+C does: the webui's own way to stop
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
     def starts(self) -> int:
         """How often it has come up: once, and once more for each "Reload UI"."""
         return len(re.findall(r"^Startup time", self.said, re.MULTILINE))
@@ -129,18 +148,20 @@ class Running:
 
 
 @contextmanager
-def webui(data_dir: Path, *flags: str, ui: bool = False, api_auth: str | None = None) -> Iterator[Running]:
-    """The webui of SD_WEBUI_DIR on a free port, ready; stopped afterwards."""
+def webui(
+    data_dir: Path, *flags: str, ui: bool = False, api_auth: str | None = None, host: Host = A1111
+) -> Iterator[Running]:
+    """The webui of SD_WEBUI_DIR, or another one, on a free port, ready; stopped afterwards."""
     port = free_port()
     log = data_dir / "webui.log"
-    command = [str(python_of(WEBUI)), "launch.py", *AS_IT_IS, *CPU_ONLY, "--server-name", "127.0.0.1"]
+    command = [str(host.python), "launch.py", *AS_IT_IS, *host.flags, "--server-name", "127.0.0.1"]
     command += ["--port", str(port), "--data-dir", str(data_dir), "--api", *flags]
     command += [] if ui else ["--nowebui"]
     command += ["--api-auth", api_auth] if api_auth else []
     auth = httpx.BasicAuth(*api_auth.split(":")) if api_auth else None
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, cwd=WEBUI, stdout=out, stderr=subprocess.STDOUT, env=_environment(data_dir)
+            command, cwd=host.folder, stdout=out, stderr=subprocess.STDOUT, env=_environment(data_dir, host)
         )
     running = Running(f"http://127.0.0.1:{port}", data_dir, log, process)
     if auth is not None:
@@ -150,19 +171,14 @@ def webui(data_dir: Path, *flags: str, ui: bool = False, api_auth: str | None = 
         wait_until_started(running, 1)
         yield running
     finally:
-        process.send_signal(signal.SIGINT)  # what Ctrl+C does: the webui's own way to stop
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        running.stop()
 
 
-def _environment(data_dir: Path) -> dict[str, str]:
+def _environment(data_dir: Path, host: Host = A1111) -> dict[str, str]:
     left_out = ("COMMANDLINE_ARGS", "PYTHONHOME", "WEBUI_LAUNCH_LIVE_OUTPUT")
     return {
         **{name: value for name, value in os.environ.items() if name not in left_out},
-        "PYTHONPATH": os.pathsep.join(map(str, _folders_of_packages())),
+        "PYTHONPATH": os.pathsep.join(map(str, _folders_of_packages(host))),
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -174,8 +190,9 @@ def _environment(data_dir: Path) -> dict[str, str]:
     }
 
 
-def _folders_of_packages() -> list[Path]:
-    return [packages(), *([controlnet_packages()] if CONTROLNET.is_dir() else [])]
+def _folders_of_packages(host: Host) -> list[Path]:
+    with_controlnet = CONTROLNET.is_dir() and host is A1111
+    return [packages(host), *([controlnet_packages()] if with_controlnet else [])]
 
 
 def help_of(data_dir: Path) -> str:
@@ -187,7 +204,7 @@ def help_of(data_dir: Path) -> str:
         f"import sys; sys.argv = ['launch.py', '--data-dir', {str(data_dir)!r}]; sys.path.insert(0, '.'); "
         "from modules import shared_cmd_options; print(shared_cmd_options.parser.format_help())"
     )
-    command = [str(python_of(WEBUI)), "-c", text]
+    command = [str(A1111.python), "-c", text]
     done = subprocess.run(
         command, cwd=WEBUI, env=_environment(data_dir), capture_output=True, text=True, check=True
     )

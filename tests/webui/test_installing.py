@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.webui.real import ROOT, WEBUI, python_of
+from tests.webui.real import A1111, ROOT, WEBUI
 
 pytestmark = pytest.mark.engine
 
@@ -32,7 +32,7 @@ LIST = (
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python with the webui's packages, in which more can be installed."""
     folder = tmp_path_factory.mktemp("scratch") / "venv"
-    subprocess.run([str(python_of(WEBUI)), "-m", "venv", "--without-pip", str(folder)], check=True)
+    subprocess.run([str(A1111.python), "-m", "venv", "--without-pip", str(folder)], check=True)
     [own] = folder.glob("lib/python3*/site-packages")
     (own / "webui.pth").write_text(str(WEBUI / "venv" / own.relative_to(folder)) + "\n")
     return folder / "bin" / "python"
@@ -75,7 +75,7 @@ def test_install_webui_copies_into_the_folder_it_is_given(tmp_path: Path) -> Non
     for name in ("modules", "extensions"):
         (tmp_path / name).mkdir()
     (tmp_path / "launch.py").touch()
-    command = [str(python_of(WEBUI)), str(ROOT / "install.py"), "webui", str(tmp_path)]
+    command = [str(A1111.python), str(ROOT / "install.py"), "webui", str(tmp_path)]
     for _ in range(2):  # an older copy is replaced
         subprocess.run(command, check=True)
     assert (tmp_path / "extensions/sd-cloud-api/web/jobs.html").is_file()

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
+from sd_cloud.engines import webui_forge
 from sd_cloud.errors import CheckpointNotFound, NotFound, ServiceError
 from sd_cloud.job import Job
 
@@ -35,7 +36,8 @@ def native_payload(job: Job) -> dict[str, Any]:
         override["sd_model_checkpoint"] = checkpoint_title(checkpoint)
     vae = job.vae or override.get("sd_vae")
     if vae is not None:
-        override["sd_vae"] = vae_name(vae)
+        vae = vae_name(vae)
+        override |= webui_forge.with_vae(vae, job.options) if webui_forge.is_forge() else {"sd_vae": vae}
     check_names(payload)
     return {
         **payload,

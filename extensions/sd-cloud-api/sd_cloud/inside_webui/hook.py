@@ -16,6 +16,7 @@ from sd_cloud.access import Access
 from sd_cloud.access.token import made_token
 from sd_cloud.app import attach
 from sd_cloud.dialects import eas
+from sd_cloud.engines import webui_forge
 from sd_cloud.engines.webui import Endpoint, WebuiEngine
 from sd_cloud.inputs import Inputs
 from sd_cloud.inside_webui.native_job import native_job
@@ -55,6 +56,8 @@ def hook(app: FastAPI) -> None:
     if any(eas.is_wrapped(route) for route in native):
         return  # this app has us already
     unhook()
+    if webui_forge.is_forge():
+        webui_forge.models_follow_options()
     engine = WebuiEngine(_endpoints(app))
     service = _service(settings, engine)
     attach(

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sd_cloud.engines.webui_forge import is_forge
+
 log = logging.getLogger(__name__)
 
 GIB = 1024**3
@@ -67,14 +69,22 @@ class WeightsInRam:
 def keep_checkpoints(*, reserved_gib: float) -> None:
     """Have the webui look into RAM before it reads a checkpoint's file. Idempotent."""
     import psutil
+
+    cache = WeightsInRam(
+        reserved_bytes=int(reserved_gib * GIB), free_bytes=lambda: int(psutil.virtual_memory().available)
+    )
+    if is_forge():
+        _keep_in_forge(cache)
+    else:
+        _keep_in_webui(cache)
+
+
+def _keep_in_webui(cache: WeightsInRam) -> None:
     from modules import sd_models
 
     read = sd_models.get_checkpoint_state_dict
     if getattr(read, "sd_cloud", False):
         return  # the scripts are loaded again, the webui's modules are not
-    cache = WeightsInRam(
-        reserved_bytes=int(reserved_gib * GIB), free_bytes=lambda: int(psutil.virtual_memory().available)
-    )
 
     def get_checkpoint_state_dict(checkpoint_info: Any, timer: Any) -> Any:
         weights = cache.get(checkpoint_info.filename)
@@ -89,6 +99,30 @@ def keep_checkpoints(*, reserved_gib: float) -> None:
 
     get_checkpoint_state_dict.sd_cloud = True  # type: ignore[attr-defined]
     sd_models.get_checkpoint_state_dict = get_checkpoint_state_dict
+
+
+def _keep_in_forge(cache: WeightsInRam) -> None:
+    """Checkpoints and their modules. Forge builds models on the tensors it is given and changes them
+    there, so that each time it gets copies; quantized GGUF files are its own to read."""
+    from backend import loader
+
+    read = loader.load_torch_file
+    if getattr(read, "sd_cloud", False):
+        return
+
+    def load_torch_file(file: str, *args: Any, **options: Any) -> Any:
+        if file.lower().endswith(".gguf"):
+            return read(file, *args, **options)
+        weights = cache.get(file)
+        if weights is not None:
+            print(f"Loading weights of {file} from RAM")
+            return {name: copied(value) for name, value in weights.items()}
+        weights = read(file, *args, **options)
+        cache.keep(file, weights)
+        return weights
+
+    load_torch_file.sd_cloud = True  # type: ignore[attr-defined]
+    loader.load_torch_file = load_torch_file
 
 
 def identity_of(filename: str) -> Identity:
