@@ -8,18 +8,22 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 import websockets
+from sqlalchemy import select
 
 from sd_cloud.access.users import digest
 from sd_cloud.dialects.queue_frames import frames_of
-from sd_cloud.store.messages import Message
+from sd_cloud.store.queues import Message
+from sd_cloud.store.schema import messages, tasks
 from sd_cloud.store.users import UserRow
 from tests.dialects import eas_client
 from tests.dialects.sdapi_world import Native, native
 from tests.dialects.serving import Served, served
+from tests.store import postgres
 
 PATH = "/api/predict/sd_async"
 SINK = f"{PATH}/sink"
@@ -27,12 +31,27 @@ PROTOBUF = {"Accept": "application/vnd.google.protobuf"}
 SMALL = {"prompt": "a cat", "width": 64, "height": 64, "steps": 1, "seed": 7}
 
 
+#: What a queue promises holds on both.
+DATABASES = ("sqlite", "postgresql")
+
+
+def database_url(request: pytest.FixtureRequest, kind: str) -> str | None:
+    """A fresh database of that kind."""
+    if kind == "sqlite":
+        return None
+    return postgres.fresh_database(request.getfixturevalue("postgres_url"), f"queue_{uuid4().hex}")
+
+
 # -- the package ----------------------------------------------------------------------------------
 
 
-def test_the_queue_test_suite_of_the_clients_own_package(tmp_path: Path) -> None:
+@pytest.mark.parametrize("database", DATABASES)
+def test_the_queue_test_suite_of_the_clients_own_package(
+    request: pytest.FixtureRequest, tmp_path: Path, database: str
+) -> None:
     eas_client.installed()
-    with served(tmp_path, async_service="test_group.qservice") as server:
+    url = database_url(request, database)
+    with served(tmp_path, async_service="test_group.qservice", nowebui=True, database_url=url) as server:
         done = eas_client.run("eas_suite.py", server.url.removeprefix("http://"), "test_group.qservice")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "OK" in done.stdout
@@ -40,7 +59,7 @@ def test_the_queue_test_suite_of_the_clients_own_package(tmp_path: Path) -> None
 
 def test_the_guides_asynchronous_calls_put_watch_commit_and_search(tmp_path: Path) -> None:
     eas_client.installed()
-    with served(tmp_path) as server:
+    with served(tmp_path, nowebui=True) as server:
         done = eas_client.run(
             "eas_guide.py", server.url.removeprefix("http://"), "sd_async", "tmp/outputs", "5"
         )
@@ -60,9 +79,9 @@ def test_the_guides_asynchronous_calls_put_watch_commit_and_search(tmp_path: Pat
 # -- HTTP -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[Native]:
-    async with native(tmp_path) as one:
+@pytest.fixture(params=DATABASES)
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Native]:
+    async with native(tmp_path, database_url=database_url(request, request.param)) as one:
         yield one
 
 
@@ -95,6 +114,26 @@ async def test_a_message_to_a_route_becomes_a_task_and_its_answer_a_message(worl
     assert (await world.client.get(PATH, params={"_attrs_": "true"})).json()["stream.length"] == "0"
 
 
+async def test_a_request_just_put_is_never_without_its_task(
+    world: Native, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks for what a dead process left behind must not take it for that."""
+    database = world.service.store.database
+    requests = select(messages.c.task_id, tasks.c.id).outerjoin(tasks, tasks.c.id == messages.c.task_id)
+    requests = requests.where(messages.c.task_id.is_not(None))
+    seen: list[Any] = []
+    write = database.write_now
+
+    def looked(work: Any) -> Any:
+        done = write(work)
+        seen.append(database.read_now(lambda connection: connection.execute(requests).all()))
+        return done
+
+    monkeypatch.setattr(database, "write_now", looked)
+    await put(world, json.dumps(SMALL).encode(), f"{PATH}/sdapi/v1/txt2img")
+    assert any(seen) and all(task_id == its for some in seen for task_id, its in some)
+
+
 async def test_an_answer_too_large_for_a_message_is_stored_and_linked(world: Native) -> None:
     body = json.dumps({**SMALL, "batch_size": 20, "width": 256}).encode()
     await put(world, body, f"{PATH}/sdapi/v1/txt2img")
@@ -105,16 +144,13 @@ async def test_an_answer_too_large_for_a_message_is_stored_and_linked(world: Nat
     assert len(kept["images"]) == 20
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status"),
-    [("sdapi/v1/txt2img", b"not json", "422"), ("sdapi/v1/txt2img", b'{"steps": "x"}', "422")],
-)
-async def test_a_request_that_fails_is_answered_in_the_sink(
-    world: Native, path: str, body: bytes, status: str
-) -> None:
-    await put(world, body, f"{PATH}/{path}", task_id="t")
-    [message] = await got(world, _timeout_="30s")
-    assert message.message == status and message.tags["task_id"] == "t" and json.loads(message.data)
+async def test_a_request_that_fails_is_answered_in_the_sink(world: Native) -> None:
+    for number, body in enumerate((b"not json", b'{"steps": "x"}', b"[1]", b"", b"\xff\xfe")):
+        await put(world, body, f"{PATH}/sdapi/v1/txt2img", task_id=f"t{number}")
+        [message] = await got(world, _timeout_="30s", _auto_delete_="true")
+        assert (
+            message.message == "422" and message.tags["task_id"] == f"t{number}" and json.loads(message.data)
+        )
 
 
 async def test_any_post_route_can_be_asked_and_no_other(world: Native) -> None:
@@ -211,17 +247,14 @@ async def test_search_says_how_many_are_before_and_truncating_the_input_takes_re
     assert await got(world) == []
 
 
-@pytest.mark.parametrize(
-    ("method", "query"),
-    [
+async def test_a_parameter_that_makes_no_sense_is_named(world: Native) -> None:
+    for method, query in (
         ("GET", "_index_=x"), ("GET", "_length_=0"), ("GET", "_timeout_=soon"), ("GET", "_raw_=perhaps"),
         ("GET", "_index_=99999999999999999999"), ("PUT", "_indexes_="), ("PUT", "_indexes_=1,x"),
         ("DELETE", "_indexes_=-1"), ("POST", "_priority_=x"), ("GET", "_watch_=true"),
-    ],
-)  # fmt: skip
-async def test_a_parameter_that_makes_no_sense_is_named(world: Native, method: str, query: str) -> None:
-    answer = await world.client.request(method, f"{SINK}?{query}")
-    assert answer.status_code == 400 and query.split("=")[0] in answer.json()["message"], answer.text
+    ):  # fmt: skip
+        answer = await world.client.request(method, f"{SINK}?{query}")
+        assert answer.status_code == 400 and query.split("=")[0] in answer.json()["message"], answer.text
 
 
 async def test_an_ended_queue_takes_no_more_until_it_is_truncated(world: Native) -> None:
@@ -253,9 +286,10 @@ async def test_another_user_sees_none_of_it(world: Native) -> None:
 # -- watching -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Served]:
-    with served(tmp_path) as one:
+@pytest.fixture(scope="module", params=DATABASES)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    url = database_url(request, request.param)
+    with served(tmp_path_factory.mktemp("data"), nowebui=True, database_url=url) as one:
         yield one
 
 
@@ -293,14 +327,20 @@ class Sender:
         answer = await self.client.put(SINK, params={"_indexes_": indexes, **query}, headers=headers)
         assert answer.status_code == 200, answer.text
 
+    async def attributes(self) -> dict[str, str]:
+        return dict((await self.client.get(SINK, params={"_attrs_": "true"})).json())
+
     async def length(self) -> int:
-        return int((await self.client.get(SINK, params={"_attrs_": "true"})).json()["stream.length"])
+        return int((await self.attributes())["stream.length"])
 
 
 @pytest.fixture
 async def sender(server: Served) -> AsyncIterator[Sender]:
     one = Sender(server)
     yield one
+    while (await one.attributes())["consumers.status.total"] != "0":
+        await asyncio.sleep(0.01)
+    await one.client.delete(SINK, params={"_trunc_": "true", "_index_": 2**62})
     await one.client.aclose()
 
 
@@ -396,14 +436,14 @@ async def test_watching_the_input_is_refused(server: Served) -> None:
 
 async def test_results_reach_the_sink_after_a_restart(tmp_path: Path) -> None:
     """A request that was waiting when the service stopped, and one that ended before its message."""
-    with served(tmp_path) as server:
+    with served(tmp_path, nowebui=True) as server:
         server.engine.step_seconds = 1.0
         async with httpx.AsyncClient(base_url=server.url) as client:
             body = {**SMALL, "alwayson_scripts": {"save_dir": "x"}}
             for n in range(3):
                 answer = await client.post(f"{PATH}/sdapi/v1/txt2img", json=body, params={"n": n})
                 assert answer.status_code == 200
-    with served(tmp_path) as server:
+    with served(tmp_path, nowebui=True) as server:
         async with httpx.AsyncClient(base_url=server.url) as client:
             query = {"_length_": 3, "_timeout_": "60s"}
             frames = frames_of((await client.get(SINK, params=query, headers=PROTOBUF, timeout=90)).content)
@@ -421,7 +461,7 @@ def test_the_frames_are_those_of_the_clients_protobuf_3_20_too(tmp_path: Path) -
         "import google.protobuf as p, sys; assert p.__version__.startswith('3.20'), p.__version__\n"
         f"sys.path.insert(0, {str(package)!r})\n"
         "from sd_cloud.dialects.queue_frames import frames_bytes, frames_of\n"
-        "from sd_cloud.store.messages import Message\n"
+        "from sd_cloud.store.queues import Message\n"
         "from eas_prediction.queue_client import DataFrameListCodec\n"
         "sent = [Message(2**40, {'a': 'ü'}, b'\\0x', 'm')]\n"
         "[got] = DataFrameListCodec.decode(frames_bytes(sent)).get_list()\n"

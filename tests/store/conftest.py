@@ -13,15 +13,6 @@ Open = Callable[[], Database]
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    programs = postgres.binaries()
-    if programs is None:
-        pytest.skip(postgres.WHERE_FROM)
-    with postgres.running(programs) as url:
-        yield url
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def open_one(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Opens the test's database, each time as another process of the same service would."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -52,7 +53,7 @@ def running(programs: Path) -> Iterator[str]:
         _wait(f"postgresql://tests@127.0.0.1:{port}/postgres", server, folder / "log")
         yield f"postgresql+psycopg://tests@127.0.0.1:{port}/postgres"
     finally:
-        server.send_signal(2)  # SIGINT: its fast shutdown
+        server.send_signal(signal.SIGQUIT)  # at once: nothing of it is wanted any more
         server.wait(timeout=30)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
+from functools import partial
 from urllib.parse import parse_qsl, urlencode
 from uuid import uuid4
 
 from fastapi import APIRouter
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Match, WebSocketRoute
@@ -39,7 +41,9 @@ from sd_cloud.dialects.queue_results import Results
 from sd_cloud.dialects.queue_watch import Watchers
 from sd_cloud.dialects.replay import call_job
 from sd_cloud.job import new_id
-from sd_cloud.store.messages import Message, MessageStore
+from sd_cloud.store.messages import MessageStore
+from sd_cloud.store.pushing import Pushing
+from sd_cloud.store.queues import Message
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +53,11 @@ DEFAULT_WAIT_SECONDS = 0.0
 
 
 def router(seam: Seam) -> APIRouter:
-    messages = MessageStore(seam.service.store.database)
-    watchers = Watchers(seam, messages)
-    queue = _Queue(seam, messages, watchers)
-    seam.service.beside.append(Results(seam, messages).run)
+    database = seam.service.store.database
+    messages, pushing = MessageStore(database), Pushing(database)
+    watchers = Watchers(seam, messages, pushing)
+    queue = _Queue(seam, messages, pushing, watchers)
+    seam.service.beside.append(Results(seam, messages, pushing).run)
     routes = APIRouter()
     path = PREFIX + "{path:path}"
     routes.routes.append(WebSocketRoute(path, watchers.watch))
@@ -64,9 +69,10 @@ def router(seam: Seam) -> APIRouter:
 
 
 class _Queue:
-    def __init__(self, seam: Seam, messages: MessageStore, watchers: Watchers) -> None:
+    def __init__(self, seam: Seam, messages: MessageStore, pushing: Pushing, watchers: Watchers) -> None:
         self._seam = seam
         self._messages = messages
+        self._pushing = pushing
         self._watchers = watchers
 
     async def answer(self, request: Request) -> Response:
@@ -132,14 +138,17 @@ class _Queue:
             labels=query.tags,
             id=request_id,
         )
-        index = await self._messages.put(
-            place.queue, data, tags, request_id=request_id, priority=priority, task_id=request_id
-        )
-        try:
-            await self._seam.service.submit(job)
-        except BaseException:
-            await self._messages.drop(request_id)
-            raise
+        index = 0
+
+        def put(connection: Connection) -> None:
+            nonlocal index
+            index = self._messages.put_within(
+                connection, place.queue, data, tags, request_id=request_id, priority=priority,
+                task_id=request_id,
+            )  # fmt: skip
+
+        # In one transaction: there is no message without its task, and no task without its message.
+        await self._seam.service.submit(job, beside=put)
         return index
 
     async def _body(self, request: Request) -> bytes:
@@ -182,9 +191,9 @@ class _Queue:
             code, reason = form.get("_code_", ""), form.get("_reason_", "")
             log.info("%s.%s returns messages %s: %s %s", group, uid, indexes, code[:40], reason[:200])
             self._watchers.refused(place.queue, group, uid, indexes)
-            await self._messages.refuse(place.queue, group, indexes)
+            await self._pushing.refuse(place.queue, group, indexes)
         else:
-            await self._messages.commit(place.queue, group, indexes)
+            await self._pushing.commit(place.queue, group, indexes)
         return PlainTextResponse("OK")
 
     async def _delete(self, place: Place, query: Query) -> Response:
@@ -195,11 +204,11 @@ class _Queue:
         await self._cancel(gone)
         return PlainTextResponse("OK")
 
-    async def _cancel(self, gone: Sequence[Message]) -> None:
+    async def _cancel(self, task_ids: Iterable[str]) -> None:
         """A message taken out of the input is a request taken back."""
-        for one in gone:
-            if one.task_id is not None and await self._seam.service.store.get(one.task_id) is not None:
-                await self._seam.service.cancel(one.task_id)
+        for task_id in task_ids:
+            if await self._seam.service.store.get(task_id) is not None:
+                await self._seam.service.cancel(task_id)
 
     # -- get ------------------------------------------------------------------------------------
 
@@ -221,9 +230,10 @@ class _Queue:
     async def _read(self, request: Request, place: Place, query: Query) -> Response:
         length = query.number("_length_", 1, least=1, most=LIMIT_LENGTH)
         first = query.number("_index_", 0, least=-1)
-        found = await self._wait_for(place, query, first, length)
-        if found and query.asks("_auto_delete_"):
-            await self._cancel(await self._messages.remove(place.queue, [one.index for one in found]))
+        take = query.asks("_auto_delete_")
+        found = await self._wait_for(place, query, first, length, take=take)
+        if take:
+            await self._cancel(one.task_id for one in found if one.task_id is not None)
         accept = request.headers.get("accept", "")
         if query.asks("_raw_") or accept in ("application/octet-stream", "text/plain"):
             if not found:
@@ -234,20 +244,25 @@ class _Queue:
             return Response(frames_bytes(found), media_type=PROTOBUF)
         return JSONResponse([frame_json(one) for one in found])
 
-    async def _wait_for(self, place: Place, query: Query, first: int, length: int) -> list[Message]:
+    async def _wait_for(
+        self, place: Place, query: Query, first: int, length: int, *, take: bool
+    ) -> list[Message]:
         """``length`` messages, or what there is when the time is over."""
         deadline = time.monotonic() + query.seconds("_timeout_", DEFAULT_WAIT_SECONDS)
         news = asyncio.Event()
         stop = self._messages.listen(place.queue, news.set)
+        read = partial(self._messages.read, place.queue, first_index=first, length=length, tags=query.tags)
         try:
             while True:
                 news.clear()
-                found = await self._messages.read(
-                    place.queue, first_index=first, length=length, tags=query.tags
-                )
+                found = await read()
                 left = deadline - time.monotonic()
                 if len(found) >= length or left <= 0:
-                    return found
+                    # Only now: whoever hangs up while waiting has taken nothing.
+                    taken = await read(take=True) if take and found else found
+                    if taken or left <= 0:
+                        return taken
+                    continue  # another reader was quicker
                 try:
                     await asyncio.wait_for(news.wait(), left)
                 except asyncio.TimeoutError:
@@ -265,7 +280,8 @@ class _Queue:
 
     async def _attributes(self, place: Place) -> dict[str, str]:
         """A flat object of strings, by the names that the clients look for."""
-        state = await self._messages.state(place.queue)
+        state = await self._messages.extent(place.queue)
+        watching = await self._pushing.watching(place.queue)
         settings = self._seam.settings
         told = {
             "meta.backend": "sqlite" if self._seam.service.store.database.sqlite else "postgresql",
@@ -279,17 +295,17 @@ class _Queue:
             "stream.length": str(state.length),
             "stream.firstEntry": str(state.first),
             "stream.lastEntry": str(state.last),
-            "consumers.status.total": str(len(state.watching)),
-            "consumers.stats.total": str(len(state.watching)),
+            "consumers.status.total": str(len(watching)),
+            "consumers.stats.total": str(len(watching)),
         }
-        for number, one in enumerate(state.watching):
+        for number, one in enumerate(watching):
             told[f"consumers.list.[{number}]"] = (
-                f"Id: {one.group}.{one.uid}, Index: 0, Pending: {one.uncommitted}, Status: Running, "
+                f"Id: {one.group}.{one.uid}, Index: {one.last}, Pending: {one.uncommitted}, Status: Running, "
                 f"Idle: {one.seconds:.3f}s, Window: {one.window}, Slots: {one.window - one.uncommitted}, "
                 f"AutoCommit: {str(one.auto_commit).lower()}"
             )
-        for number, group in enumerate(sorted({one.group for one in state.watching})):
-            members = [one for one in state.watching if one.group == group]
+        for number, group in enumerate(sorted({one.group for one in watching})):
+            members = [one for one in watching if one.group == group]
             told[f"groups.list.[{number}]"] = (
                 f"Id: {group}, Pending: {sum(one.uncommitted for one in members)}, Consumers: {len(members)}"
             )

@@ -14,7 +14,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from sd_cloud.store.messages import Message
+from sd_cloud.store.queues import Message
 
 PROTOBUF = "application/vnd.google.protobuf"
 PACKAGE = "streaming"

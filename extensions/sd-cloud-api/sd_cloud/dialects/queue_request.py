@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 
 from sd_cloud.errors import BadRequest, TaskNotFound
 from sd_cloud.settings import Settings
-from sd_cloud.store.messages import Queue
+from sd_cloud.store.queues import Queue
 
 USER_HEADER = "X-EAS-QueueService-Redis-Uid"
 GROUP_HEADER = "X-EAS-QueueService-Redis-Gid"

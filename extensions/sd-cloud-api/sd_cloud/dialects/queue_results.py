@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 
 from sd_cloud.dialects import eas
 from sd_cloud.dialects.asked import Seam
@@ -17,28 +16,35 @@ from sd_cloud.dialects.queue_request import sink_of
 from sd_cloud.errors import EngineFailed
 from sd_cloud.job import Outcome
 from sd_cloud.store.base import Task
-from sd_cloud.store.messages import ENDED_TASKS, MessageStore
+from sd_cloud.store.messages import MessageStore
+from sd_cloud.store.pushing import Pushing
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
+#: How often is looked for what nobody was told of, and for what dead processes left behind.
+HOUSEKEEPING_SECONDS = 30.0
 
 
 class Results:
-    def __init__(self, seam: Seam, messages: MessageStore) -> None:
+    def __init__(self, seam: Seam, messages: MessageStore, pushing: Pushing) -> None:
         self._seam = seam
         self._messages = messages
+        self._pushing = pushing
         self._sink = sink_of(seam.settings.async_service)
-        self._began = time.time()
 
     async def run(self) -> None:
         """For as long as the service runs."""
         ended: asyncio.Queue[str] = asyncio.Queue()
         stop = self._seam.service.store.database.listen("ended", ended.put_nowait)
         try:
-            await self._catch_up(ended, at_start=True)
+            await self._one(ended, "")
             while True:
-                await self._one(ended, await ended.get())
+                try:
+                    task_id = await asyncio.wait_for(ended.get(), HOUSEKEEPING_SECONDS)
+                except asyncio.TimeoutError:
+                    task_id = ""
+                await self._one(ended, task_id)
         finally:
             stop()
 
@@ -47,26 +53,18 @@ class Results:
             if task_id:
                 await self._deliver(task_id)
             else:  # something may have been missed
-                await self._catch_up(ended, at_start=False)
+                await self._catch_up()
         except Exception:
-            log.exception("the result of task %s did not reach the sink; trying again", task_id)
+            log.exception("the result of task %r did not reach the sink; trying again", task_id)
             asyncio.get_running_loop().call_later(RETRY_SECONDS, ended.put_nowait, task_id)
 
-    async def _catch_up(self, ended: asyncio.Queue[str], *, at_start: bool) -> None:
-        if at_start:
-            await self._messages.forget_dead()
-        for task_id, state, submitted in await self._messages.unfinished():
-            if state in ENDED_TASKS:
-                ended.put_nowait(task_id)
-            elif state is None and at_start and self._is_left_over(submitted):
-                await self._messages.drop(task_id)  # the process ended before the put was answered
-
-    def _is_left_over(self, submitted: float) -> bool:
-        """Whether a message without a task is an earlier process's, not one that is just being put.
-
-        On PostgreSQL another process may be putting it.
-        """
-        return self._seam.service.store.database.sqlite and submitted < self._began
+    async def _catch_up(self) -> None:
+        await self._pushing.forget_dead()
+        for task_id, there in await self._messages.unfinished():
+            if there:
+                await self._deliver(task_id)
+            else:  # it expired before its end was told
+                await self._messages.drop(task_id)
 
     async def _deliver(self, task_id: str) -> None:
         task = await self._seam.service.store.get(task_id)

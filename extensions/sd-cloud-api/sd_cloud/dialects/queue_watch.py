@@ -18,7 +18,9 @@ from sd_cloud import errors
 from sd_cloud.dialects.asked import Seam
 from sd_cloud.dialects.queue_frames import frame_bytes, json_text
 from sd_cloud.dialects.queue_request import Query, identity_of, place_of
-from sd_cloud.store.messages import Consumer, Message, MessageStore, Queue
+from sd_cloud.store.messages import MessageStore
+from sd_cloud.store.pushing import Pushing
+from sd_cloud.store.queues import Consumer, Message, Queue
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +41,10 @@ class _Watcher:
 class Watchers:
     """The watching connections of this process."""
 
-    def __init__(self, seam: Seam, messages: MessageStore) -> None:
+    def __init__(self, seam: Seam, messages: MessageStore, pushing: Pushing) -> None:
         self._seam = seam
         self._messages = messages
+        self._pushing = pushing
         self._here: dict[str, _Watcher] = {}
 
     def refused(self, queue: Queue, group: str, uid: str, indexes: Iterable[int]) -> None:
@@ -61,7 +64,7 @@ class Watchers:
         watcher = self._here[consumer.connection] = _Watcher(consumer)
         stop = self._messages.listen(consumer.queue, watcher.news.set)
         try:
-            await self._messages.arrive(consumer)
+            await self._pushing.arrive(consumer)
             await self._until_gone(socket, watcher, index_only=index_only)
         finally:
             stop()
@@ -71,12 +74,12 @@ class Watchers:
     async def _leave(self, watcher: _Watcher) -> None:
         if watcher.consumer.auto_commit:  # it may have hung up on the last message it wanted
             await self._commit_pushed(watcher)
-        await self._messages.leave(watcher.consumer)
+        await self._pushing.leave(watcher.consumer)
 
     async def _commit_pushed(self, watcher: _Watcher) -> None:
         indexes = list(watcher.pushed)
         if indexes:
-            await self._messages.commit(watcher.consumer.queue, watcher.consumer.group, indexes)
+            await self._pushing.commit(watcher.consumer.queue, watcher.consumer.group, indexes)
         del watcher.pushed[: len(indexes)]
 
     def _consumer(self, socket: WebSocket, owner: str) -> tuple[Consumer, bool]:
@@ -116,7 +119,7 @@ class Watchers:
         as_json = "json" in socket.headers.get("accept", "")
         while not self._seam.service.closing:
             watcher.news.clear()
-            found = await self._messages.next_for(consumer, refused=watcher.refused)
+            found = await self._pushing.next_for(consumer, refused=watcher.refused)
             for one in found:
                 if consumer.auto_commit:
                     watcher.pushed.append(one.index)
@@ -125,7 +128,7 @@ class Watchers:
                 await self._commit_pushed(watcher)
             if not found:
                 ended, forced = await self._messages.ended(consumer.queue)
-                if forced or (ended and not (await self._messages.state(consumer.queue)).length):
+                if forced or (ended and await self._pushing.is_done(consumer)):
                     await socket.close(DONE, reason="the queue has ended")
                     return
                 await watcher.news.wait()

@@ -123,10 +123,16 @@ class Service:
             return await self._delivery.run_within(outer, self._with_options(job))
         return await self.result(await self.submit(job))
 
-    async def submit(self, job: Job, *, idempotency: tuple[str, str] | None = None) -> str:
+    async def submit(
+        self,
+        job: Job,
+        *,
+        idempotency: tuple[str, str] | None = None,
+        beside: Callable[[Any], object] | None = None,
+    ) -> str:
         """Record and queue the job; its task id, or the id of the task that the same key made.
 
-        ``idempotency``: see :meth:`SqlStore.add`. Raises BadRequest, CheckpointNotFound,
+        ``idempotency``, ``beside``: see :meth:`SqlStore.add`. Raises BadRequest, CheckpointNotFound,
         QueueFull, QuotaExceeded, IdempotencyConflict.
         """
         if self.closing:
@@ -136,7 +142,7 @@ class Service:
         self._under_way.begin(job)  # before it is recorded: its end may come at any time
         try:
             task = await self.store.add(
-                job, limit=self.queue_limit, kept=is_kept(job), idempotency=idempotency
+                job, limit=self.queue_limit, kept=is_kept(job), idempotency=idempotency, beside=beside
             )
         except BaseException:
             self._under_way.drop(job.id)

@@ -74,13 +74,20 @@ class SqlStore:
     # -- taking -------------------------------------------------------------------------------
 
     async def add(
-        self, job: Job, *, limit: int, kept: bool = True, idempotency: tuple[str, str] | None = None
+        self,
+        job: Job,
+        *,
+        limit: int,
+        kept: bool = True,
+        idempotency: tuple[str, str] | None = None,
+        beside: Callable[[Connection], object] | None = None,
     ) -> Task:
         """Record a job as pending.
 
         ``kept``: its result can be fetched after a restart; a job that is not is failed when the
         process dies. ``idempotency``: the caller's key and a fingerprint of the request; when that
         owner used the key before, the answer is the task it made then (its id is another one).
+        ``beside``: what else belongs into the transaction that records it.
         Raises QueueFull when ``limit`` tasks are waiting, QuotaExceeded, IdempotencyConflict.
         """
         text = await asyncio.to_thread(codec.job_to_text, job)
@@ -112,6 +119,8 @@ class SqlStore:
                     fingerprint=fingerprint,
                 )
             )  # fmt: skip
+            if beside is not None:
+                beside(connection)
             return Task(job, submitted=now)
 
         try:
