@@ -9,22 +9,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Locator, expect
 
-from tests.browser.webui import WebUI, is_drawn, pixels
+from tests.browser.webui import WebUI, difference, is_drawn, pixels
 from tests.e2e.world import World, png_of
-
-SOURCE = {"name": "square.png", "mimeType": "image/png", "buffer": png_of(64, 64)}
 
 
 @pytest.fixture
 def somebody_else(browser: Browser, world: World) -> Iterator[WebUI]:
     with browser.new_context(locale="en-US") as context:
         yield WebUI(context.new_page(), world.url).opened()
-
-
-def difference(one: Image.Image, other: Image.Image) -> float:
-    return float(np.abs(pixels(one) - pixels(other)).mean())
 
 
 def test_a_prompt_becomes_a_picture_that_says_how_it_was_made(webui: WebUI, world: World) -> None:
@@ -64,7 +58,7 @@ def test_a_lora_chosen_from_the_list_changes_the_picture(webui: WebUI) -> None:
 
 def test_an_uploaded_picture_is_drawn_over(webui: WebUI) -> None:
     panel = webui.go("img2img", "img2img")
-    webui.upload(panel.locator("#img2img_image"), SOURCE)
+    webui.upload("img2img_image", png_of(64, 64))
     expect(panel.locator("#img2img_image img")).to_be_visible()
     webui.write("a red apple", **{"Denoising strength": 0.2})
     close = webui.generate()
@@ -72,6 +66,50 @@ def test_an_uploaded_picture_is_drawn_over(webui: WebUI) -> None:
     far = webui.generate()
     source = Image.open(io.BytesIO(png_of(64, 64)))
     assert difference(close, source) < difference(far, source) / 1.5
+
+
+def test_only_what_was_painted_over_is_drawn_anew(webui: WebUI) -> None:
+    webui.write("a red apple")
+    before = webui.generate()
+    webui.press("Send to Inpaint")
+    webui.kind = "img2img"
+    editor = webui.tab.locator("#img2img_inpaint")
+    expect(webui.field("Prompt")).to_have_value("a red apple")
+    expect(editor.locator("canvas").first).to_be_visible()
+    expect(editor.get_by_text("Upload an image")).to_be_hidden()
+    _paint_the_right_side(editor)
+    webui.write("a house", **{"Denoising strength": 1, "Seed (-1: random)": 8})
+    after = webui.generate()
+    changed = np.abs(pixels(after) - pixels(before)).mean(axis=2)
+    assert changed[:, 48:].mean() > 4 * changed[:, :16].mean()
+    assert "Mask blur" in webui.infotext.input_value()
+
+
+def _paint_the_right_side(editor: Locator) -> None:
+    """One stroke, a third of the picture wide. The picture is in the middle of the canvas."""
+    box = editor.locator("canvas").first.bounding_box()
+    assert box is not None
+    mouse = editor.page.mouse
+    x, top = box["x"] + box["width"] / 2 + box["height"] / 4, box["y"]
+    mouse.move(x, top + box["height"] * 0.2)
+    mouse.down()
+    mouse.move(x, top + box["height"] * 0.8, steps=2)
+    mouse.up()
+
+
+def test_a_mask_may_be_uploaded_with_its_picture(webui: WebUI) -> None:
+    panel = webui.go("img2img", "img2img")
+    panel.get_by_role("tab", name="Inpaint upload").click()
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (32, 0, 64, 64))
+    held = io.BytesIO()
+    mask.save(held, "PNG")
+    webui.upload("img2img_upload", png_of(64, 64))
+    webui.upload("img2img_mask", held.getvalue())
+    expect(panel.locator("#img2img_mask img")).to_be_visible()
+    webui.write("a red apple", **{"Denoising strength": 1})
+    changed = np.abs(pixels(webui.generate()) - pixels(Image.open(io.BytesIO(png_of(64, 64)))))
+    assert changed[:, 48:].mean() > 4 * changed[:, :16].mean()
 
 
 def test_a_value_that_cannot_be_is_told_in_a_sentence_and_the_page_goes_on(webui: WebUI) -> None:
@@ -91,8 +129,23 @@ def test_img2img_without_a_picture_says_so(webui: WebUI) -> None:
 
 def test_interrupt_stops_a_long_job_and_keeps_what_is_there(webui: WebUI) -> None:
     webui.write("a red apple", Width=256, Height=256, **{"Sampling steps": 150})
-    webui.press("Generate")
-    expect(webui.tab.locator("#txt2img_status")).to_contain_text("/150")
+    webui.field("Prompt").press("Control+Enter")
+    expect(webui.status).to_contain_text("/150")
+    expect(webui.tab.locator("#txt2img_preview img")).to_be_visible()
+    expect(webui.tab.get_by_role("button", name="Generate", exact=True)).to_be_disabled()
     webui.press("Interrupt")
+    expect(webui.status).to_contain_text("interrupted")
     expect(webui.infotext).to_have_value(re.compile("Steps: "))
     assert webui.picture().size == (256, 256)
+    expect(webui.tab.get_by_role("button", name="Interrupt", exact=True)).to_be_disabled()
+
+
+def test_several_pictures_each_tell_their_own_seed(webui: WebUI) -> None:
+    webui.write("a red apple", **{"Batch count": 2})
+    webui.generate()
+    thumbnails = webui.tab.locator("#txt2img_gallery .thumbnails button")
+    expect(thumbnails).to_have_count(3)  # the grid comes first
+    thumbnails.nth(2).click()
+    expect(webui.infotext).to_have_value(re.compile("Seed: 4,"))
+    webui.press("Last seed")
+    expect(webui.field("Seed (-1: random)")).to_have_value("4")

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import io
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import FrameLocator, Locator, Page, expect
+from playwright.sync_api import FilePayload, FrameLocator, Locator, Page, expect
 
 #: What the demo checkpoints are to be asked with (demo/MODEL_CARD.md), small enough for a second.
-SMALL = {"Width": 64, "Height": 64, "CFG scale": 3, "Seed (-1: random)": 3}
+SMALL: dict[str, float] = {"Width": 64, "Height": 64, "CFG scale": 3, "Seed (-1: random)": 3}
+
+#: A drop that the browser's own code sends; Playwright has none.
+DROP = """({selector, base64}) => {
+  const bytes = Uint8Array.from(atob(base64), (one) => one.charCodeAt(0));
+  const data = new DataTransfer();
+  data.items.add(new File([bytes], "dropped.png", {type: "image/png"}));
+  const target = document.querySelector(selector);
+  for (const name of ["dragenter", "dragover", "drop"])
+    target.dispatchEvent(new DragEvent(name, {dataTransfer: data, bubbles: true, cancelable: true}));
+}"""
 
 
 class WebUI:
@@ -63,8 +73,15 @@ class WebUI:
         for label, value in {**SMALL, **fields}.items():
             self.set(label, value)
 
-    def upload(self, within: Locator, file: Path | dict[str, object]) -> None:
-        within.locator("input[type=file]").first.set_input_files(file)  # type: ignore[arg-type]
+    def upload(self, field: str, picture: bytes) -> None:
+        """Give a picture to the field with this id, as a person picks a file."""
+        file: FilePayload = {"name": "picture.png", "mimeType": "image/png", "buffer": picture}
+        self.tab.locator(f"#{field} input[type=file]").first.set_input_files(file)
+
+    def drop(self, field: str, picture: bytes) -> None:
+        """Drop a picture onto the field with this id, as a person drags a file."""
+        arguments = {"selector": f"#{field} button", "base64": base64.b64encode(picture).decode()}
+        self.page.evaluate(DROP, arguments)
 
     # -- what comes of it ---------------------------------------------------------------------------
 
@@ -81,6 +98,10 @@ class WebUI:
         self.press("Generate")
         expect(self.infotext).not_to_have_value(before)
         return self.picture()
+
+    @property
+    def status(self) -> Locator:
+        return self.tab.locator(f"#{self.kind}_status")
 
     def picture(self, within: str = "") -> Image.Image:
         """The picture that is shown, as the file that a person would save."""
@@ -107,6 +128,10 @@ class WebUI:
 
 def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"), dtype=float)
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    return float(np.abs(pixels(one) - pixels(other)).mean())
 
 
 def is_drawn(image: Image.Image) -> bool:

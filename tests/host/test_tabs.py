@@ -47,7 +47,7 @@ async def test_generate_makes_the_form_a_job_of_the_session_and_shows_its_pictur
     job = world.job
     assert (job.kind, job.checkpoint, job.order_key) == ("txt2img", "second.safetensors", "page:anna")
     assert (job.payload["prompt"], job.payload["width"], job.payload["n_iter"]) == ("a cat", 64, 2)
-    shown_at = Path(shown["txt2img_gallery"][1]["image"]["path"])
+    shown_at = Path(shown["txt2img_gallery"]["value"][1]["image"]["path"])
     assert shown_at.is_relative_to(world.settings.state_dir)
     with Image.open(shown_at) as picture:
         assert "Seed: 5" in picture.info["parameters"]

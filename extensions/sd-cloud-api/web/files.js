@@ -13,6 +13,8 @@ const word = wordsOf({
   rename: ["Rename", "重命名"],
   remove: ["Delete", "删除"],
   new_name: ["New name", "新名称"],
+  new_folder: ["Name of the new folder", "新文件夹名称"],
+  close: ["Close", "关闭"],
   sure: ["Delete", "确定删除"],
   empty: ["Nothing here yet.", "此处为空。"],
   uploaded: ["uploaded", "已上传"],
@@ -24,7 +26,7 @@ const joined = (folder, name) => (folder ? `${folder}/${name}` : name);
 let here = "";
 
 for (const [id, key] of Object.entries({
-  title: "files", "head-name": "name", "head-size": "size", "head-time": "time", "upload-word": "upload", folder: "folder",
+  title: "files", "head-name": "name", "head-size": "size", "head-time": "time", "upload-word": "upload", folder: "folder", close: "close",
 })) find(id).textContent = word(key);
 
 function size(bytes) {
@@ -59,10 +61,11 @@ function remove(path, name) {
   if (confirm(`${word("sure")}: ${name}?`)) doing(() => ask(`v1/browse/file${query(path)}`, { method: "DELETE" }));
 }
 
-function show(path) {
-  const preview = find("preview");
-  preview.src = address(`v1/browse/file${query(path)}`);
-  preview.hidden = false;
+function show(path, name) {
+  const file = address(`v1/browse/file${query(path)}`);
+  Object.assign(find("picture"), { src: file, alt: name });
+  Object.assign(find("picture-name"), { href: file, textContent: name });
+  find("preview").showModal();
 }
 
 function row(entry) {
@@ -73,7 +76,7 @@ function row(entry) {
   if (!isFolder && PICTURE.test(entry.name)) {
     link.addEventListener("click", (event) => {
       event.preventDefault();
-      show(path);
+      show(path, entry.name);
     });
   } else if (!isFolder) link.download = entry.name;
   const actions = here
@@ -130,7 +133,7 @@ find("upload").addEventListener("change", (event) => {
   event.target.value = "";
 });
 find("folder").addEventListener("click", () => {
-  const name = prompt(word("new_name"), "");
+  const name = prompt(word("new_folder"), "");
   if (name) doing(() => ask(`v1/browse/folder${query(joined(here, name))}`, { method: "POST" }));
 });
 document.body.addEventListener("dragover", (event) => event.preventDefault());
@@ -139,7 +142,7 @@ document.body.addEventListener("drop", (event) => {
   if (here) upload([...event.dataTransfer.files]);
 });
 window.addEventListener("hashchange", () => {
-  find("preview").hidden = true;
+  find("preview").close();
   open(decodeURI(location.hash.slice(1)));
 });
 open(decodeURI(location.hash.slice(1)));

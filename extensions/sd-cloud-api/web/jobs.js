@@ -14,8 +14,9 @@ const word = wordsOf({
   cancel: ["Cancel", "取消"],
   newer: ["← newer", "← 较新"],
   older: ["older →", "较早 →"],
-  none: ["No jobs yet. They appear here when a request with a task or EAS parameters arrives.", "还没有任务。"],
+  none: ["No jobs yet. Requests that the service queues appear here.", "还没有任务。进入服务队列的请求会显示在这里。"],
   seconds: ["s", "秒"],
+  preview: ["preview", "预览"],
 });
 
 const AT_ONCE = 25;
@@ -64,6 +65,7 @@ function row(task) {
       make("span", { className: "prompt" }, task.prompt || task.id),
       make("span", { className: "faint" }, `${moment(task.submitted)}${seconds(task)} · ${about}`),
       task.fraction === null ? null : make("progress", { value: task.fraction, max: 1 }),
+      task.preview ? make("div", { className: "pictures" }, make("img", { src: task.preview, alt: word("preview") })) : null,
       task.error ? make("div", { className: "problem" }, task.error) : null,
       task.pictures.length ? make("div", { className: "pictures" }, ...task.pictures.map(picture)) : null,
     ),

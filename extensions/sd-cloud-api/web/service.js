@@ -31,6 +31,15 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+// Dark when the page around the frame is; a page of its own follows the browser.
+const around = window.parent === window ? null : window.parent.document.body;
+const asked = matchMedia("(prefers-color-scheme: dark)");
+const follow = () =>
+  document.documentElement.classList.toggle("dark", around ? around.classList.contains("dark") : asked.matches);
+follow();
+asked.addEventListener("change", follow);
+if (around) new MutationObserver(follow).observe(around, { attributeFilter: ["class"] });
+
 const chinese = (navigator.language || "").toLowerCase().startsWith("zh");
 document.documentElement.lang = chinese ? "zh" : "en";
 

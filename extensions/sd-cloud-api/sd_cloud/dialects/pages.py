@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import wraps
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
+from PIL import Image
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
@@ -24,6 +27,7 @@ from sd_cloud.store.base import Task
 
 TASKS_AT_ONCE = 200
 LONGEST_PROMPT = 400
+PREVIEW_PIXELS = 96
 #: Shown in the page itself; everything else is only ever saved by the browser.
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 PAGE_TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css"}
@@ -123,6 +127,7 @@ class _Pages:
             "scheduled": task.scheduled,
             "ended": task.ended,
             "fraction": progress.fraction if progress is not None else None,
+            "preview": await asyncio.to_thread(_preview, progress.preview) if progress is not None else None,
             "error": str(task.error) if task.error is not None else None,
             "pictures": [_picture(one) for one in outcome.pictures] if outcome is not None else [],
         }
@@ -178,6 +183,17 @@ class _Files:
     async def _asked(self, request: Request) -> tuple[Caller, str]:
         caller = await self._seam.access.permitted(request)
         return caller, request.query_params.get("path", "")
+
+
+def _preview(image: Image.Image | None) -> str | None:
+    """A running task's preview, as small as the page shows it: it goes along with every look."""
+    if image is None:
+        return None
+    small = image.convert("RGB")
+    small.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
+    held = io.BytesIO()
+    small.save(held, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode("ascii")
 
 
 def _picture(one: Picture) -> dict[str, Any]:

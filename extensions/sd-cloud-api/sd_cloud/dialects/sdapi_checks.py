@@ -94,7 +94,7 @@ def checked_payload(
     for field, (least, most) in RANGES.items():
         value = whole.get(field)
         if value is not None and not least <= value <= most:
-            raise BadRequest(f"expected {least:g} to {most:g}, got {value!r}", field=field)
+            raise BadRequest(f"expected {least} to {most}, got {value!r}", field=field)
     _check_sizes(whole, limit_pixels)
     if kind == "img2img":
         _check_init_images(whole)

@@ -11,7 +11,7 @@ from gradio.i18n import I18nData
 WORDS: dict[str, tuple[str, str]] = {
     "checkpoint": ("Stable Diffusion checkpoint", "Stable Diffusion 模型"),
     "vae": ("SD VAE", "SD VAE 模型"),
-    "refresh": ("🔄 Refresh", "🔄 刷新"),
+    "refresh": ("↻ Refresh", "↻ 刷新"),
     "txt2img": ("txt2img", "文生图"),
     "img2img": ("img2img", "图生图"),
     "inpaint": ("Inpaint", "局部重绘"),
@@ -25,7 +25,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "generate": ("Generate", "生成"),
     "interrupt": ("Interrupt", "中止"),
     "skip": ("Skip", "跳过"),
-    "paste": ("↙️ Read from prompt", "↙️ 从提示词读取参数"),
+    "paste": ("↙ Read from prompt", "↙ 从提示词读取参数"),
     "styles": ("Styles", "预设样式"),
     "sampler": ("Sampling method", "采样方法"),
     "scheduler": ("Schedule type", "调度类型"),
@@ -37,8 +37,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "batch_size": ("Batch size", "单批数量"),
     "cfg_scale": ("CFG scale", "提示词引导系数 (CFG)"),
     "seed": ("Seed (-1: random)", "随机数种子 (-1 为随机)"),
-    "reuse_seed": ("♻️ Last seed", "♻️ 上次种子"),
-    "random_seed": ("🎲 Random", "🎲 随机"),
+    "reuse_seed": ("Last seed", "上次种子"),
+    "random_seed": ("Random", "随机"),
     "variation": ("Variation seed", "变异随机种子"),
     "subseed": ("Variation seed", "变异种子"),
     "subseed_strength": ("Variation strength", "变异强度"),
@@ -83,6 +83,23 @@ WORDS: dict[str, tuple[str, str]] = {
     "gallery": ("Pictures", "图片"),
     "preview": ("Live preview", "实时预览"),
     "infotext": ("Generation parameters", "生成参数"),
+    "waiting": ("Waiting for its turn", "排队等待中"),
+    "interrupted": ("interrupted", "已中止"),
+    "nothing_to_send": ("there is no picture to send yet", "还没有可发送的图片"),
+    "no_infotext": ("the prompt holds no generation parameters", "提示词中没有生成参数"),
+    "picture_without_infotext": ("the picture tells no generation parameters", "图片中没有生成参数"),
+    "no_picture": ("there is no picture yet", "还没有图片"),
+    "no_checkpoint": (
+        "There is no checkpoint yet. Put one (.safetensors) into the models/Stable-diffusion folder of the "
+        "data dir, then press Refresh.",
+        "还没有模型。请把模型文件 (.safetensors) 放入数据目录的 models/Stable-diffusion 文件夹，"
+        "然后点击“刷新”。",
+    ),
+    "open_folder": ("Open folder", "打开文件夹"),
+    "source_size": ("Size of the source", "使用源图尺寸"),
+    "upload_mask": ("Inpaint upload", "上传蒙版"),
+    "mask": ("Mask: white is drawn anew", "蒙版：白色区域会被重绘"),
+    "send_inpaint": ("Send to Inpaint", "发送到局部重绘"),
     "send_img2img": ("Send to img2img", "发送到图生图"),
     "send_extras": ("Send to Extras", "发送到后期处理"),
     "send_txt2img": ("Send to txt2img", "发送到文生图"),
@@ -97,7 +114,31 @@ WORDS: dict[str, tuple[str, str]] = {
     "any_option": ("Any other option", "其他选项"),
     "option_name": ("Option", "选项"),
     "option_value": ("Value (JSON)", "值 (JSON)"),
+    "nothing_changed": ("Nothing to change", "没有需要更改的设置"),
     "default_checkpoint": ("Default checkpoint", "默认模型"),
+    "option_samples_save": ("Save every picture", "保存所有图片"),
+    "option_samples_format": ("Format of pictures", "图片格式"),
+    "option_samples_filename_pattern": (
+        "Pattern of file names (empty: number and seed)",
+        "文件名格式 (留空为编号和种子)",
+    ),
+    "option_grid_save": ("Save every grid", "保存所有网格图"),
+    "option_grid_format": ("Format of grids", "网格图格式"),
+    "option_jpeg_quality": ("Quality of JPEG and WebP (1 to 100)", "JPEG 与 WebP 质量 (1 至 100)"),
+    "option_enable_pnginfo": ("Write the generation parameters into the file", "将生成参数写入文件"),
+    "option_outdir_txt2img_samples": ("Folder of txt2img's pictures", "文生图的输出文件夹"),
+    "option_outdir_img2img_samples": ("Folder of img2img's pictures", "图生图的输出文件夹"),
+    "option_save_to_dirs": ("Save into subfolders", "保存到子文件夹"),
+    "option_directories_filename_pattern": ("Pattern of subfolders' names", "子文件夹名格式"),
+    "option_CLIP_stop_at_last_layers": ("Clip skip", "CLIP 终止层数 (Clip skip)"),
+    "option_emphasis": ("Emphasis in prompts", "提示词强调方式"),
+    "option_randn_source": ("Where random numbers come from", "随机数来源"),
+    "option_eta_noise_seed_delta": ("Eta noise seed delta", "Eta 噪声种子偏移 (ENSD)"),
+    "option_img2img_color_correction": ("Keep the source's colours in img2img", "图生图保持原图颜色"),
+    "option_initial_noise_multiplier": ("Noise multiplier of img2img", "图生图噪声倍率"),
+    "option_tiling": ("Pictures that tile", "可平铺图片"),
+    "option_live_previews_enable": ("Show live previews", "显示实时预览"),
+    "option_show_progress_every_n_steps": ("Preview every so many steps", "每隔多少步预览"),
 }
 
 
@@ -107,6 +148,12 @@ def dictionary(more: Mapping[str, tuple[str, str]]) -> gr.I18n:
     chinese = {key: words[1] for key, words in (*WORDS.items(), *more.items())}
     # A browser may ask for the language alone.
     return gr.I18n(**{"en": english, "zh-CN": chinese, "zh": chinese})
+
+
+def said(key: str, request: gr.Request) -> str:
+    """A word as text, where gradio puts none in (its messages): by the language the browser asks for."""
+    asked = request.headers.get("accept-language", "") if request.headers else ""
+    return WORDS[key][asked.lower().startswith("zh")]
 
 
 def word(key: str) -> str:

@@ -28,7 +28,7 @@ EXPLANATIONS = frozenset(
     {"profiling_explanation", "sd_vae_explanation", "infotext_explanation", "settings_in_ui"}
 )
 _PICTURE_FORMATS = ("png", "jpg", "jpeg", "webp")
-_CHOICES: Mapping[str, tuple[object, ...]] = {
+CHOICES: Mapping[str, tuple[object, ...]] = {
     "samples_format": _PICTURE_FORMATS,
     "grid_format": _PICTURE_FORMATS,
     "live_previews_image_format": ("png", "jpeg", "webp", "jpg"),
@@ -117,8 +117,8 @@ def _objection(name: str, value: Any, default: Any) -> str | None:
             return "expected a finite number"
     elif not isinstance(value, str if default is None else type(default)):
         return f"expected {_word(default)}, got {_shown(value)}"
-    if name in _CHOICES and value not in _CHOICES[name]:
-        return f"expected one of {', '.join(map(str, _CHOICES[name]))}, got {_shown(value)}"
+    if name in CHOICES and value not in CHOICES[name]:
+        return f"expected one of {', '.join(map(str, CHOICES[name]))}, got {_shown(value)}"
     if name in _RANGES and not _RANGES[name][0] <= value <= _RANGES[name][1]:
         return f"expected {_RANGES[name][0]:g} to {_RANGES[name][1]:g}, got {_shown(value)}"
     return None

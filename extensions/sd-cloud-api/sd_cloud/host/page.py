@@ -13,12 +13,17 @@ from typing import Any, Protocol
 import gradio as gr
 from PIL import Image
 
+from sd_cloud.engines.diffusion.styles import read_styles
 from sd_cloud.errors import NotAllowed, ServiceError
+from sd_cloud.host.native_side import native_side
 from sd_cloud.host.options import Options
 from sd_cloud.job import Job, Kind
 from sd_cloud.outputs.png import encode
 from sd_cloud.service import Service
 from sd_cloud.settings import Settings
+
+#: Pixels that a slider needs for its label and number: two of a row stand below each other on a phone.
+SIDE_BY_SIDE = 180
 
 
 class NativeJob(Protocol):
@@ -29,10 +34,14 @@ class NativeJob(Protocol):
 
 @dataclass(frozen=True)
 class Fresh:
-    """A list to choose from, and what is in it now."""
+    """A list to choose from, and what is in it now; one that is not there while it is empty."""
 
     dropdown: gr.Dropdown
     choices: Callable[[], list[str]]
+
+    def now(self) -> gr.Dropdown:
+        choices = self.choices()
+        return gr.Dropdown(choices=choices, visible=bool(choices))
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,13 @@ class Page:
         wanted = self.options["sd_model_checkpoint"]
         found = catalogue.checkpoint(wanted) if wanted else next(iter(catalogue.checkpoints), None)
         return found.title if found is not None else None
+
+    def native_side(self, title: str | None) -> int:
+        """Pixels of a side that the checkpoint was trained on."""
+        return native_side(self.service.catalogue().checkpoint(title) if title else None)
+
+    def styles(self) -> list[str]:
+        return list(read_styles(self.settings.data_dir))
 
 
 def owner_of(request: gr.Request) -> str:

@@ -11,7 +11,7 @@ from gradio.components import Component
 from sd_cloud.engines.diffusion.controlnet_units import CONTROL_MODES, RESIZE_MODES
 from sd_cloud.engines.diffusion.preprocess_table import module_list
 from sd_cloud.host.i18n import word
-from sd_cloud.host.page import Fresh, Page, as_base64
+from sd_cloud.host.page import SIDE_BY_SIDE, Fresh, Page, as_base64
 from sd_cloud.job import Kind
 
 #: Form fields of the unit begin with this; what follows is the unit's own field.
@@ -61,9 +61,15 @@ def controlnet_fields(fields: dict[str, Component], page: Page, kind: Kind) -> F
                 fields[f"{UNIT}model"] = model
                 fields[f"{UNIT}pixel_perfect"] = gr.Checkbox(True, label=word("pixel_perfect"))
         with gr.Row():
-            fields[f"{UNIT}weight"] = gr.Slider(0, 2, 1, step=0.05, label=word("control_weight"))
-            fields[f"{UNIT}guidance_start"] = gr.Slider(0, 1, 0, step=0.01, label=word("control_start"))
-            fields[f"{UNIT}guidance_end"] = gr.Slider(0, 1, 1, step=0.01, label=word("control_end"))
+            fields[f"{UNIT}weight"] = gr.Slider(
+                0, 2, 1, step=0.05, label=word("control_weight"), min_width=SIDE_BY_SIDE
+            )
+            fields[f"{UNIT}guidance_start"] = gr.Slider(
+                0, 1, 0, step=0.01, label=word("control_start"), min_width=SIDE_BY_SIDE
+            )
+            fields[f"{UNIT}guidance_end"] = gr.Slider(
+                0, 1, 1, step=0.01, label=word("control_end"), min_width=SIDE_BY_SIDE
+            )
         with gr.Row():
             fields[f"{UNIT}control_mode"] = gr.Radio(
                 CONTROL_MODES, value=CONTROL_MODES[0], label=word("control_mode")

@@ -6,6 +6,8 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # Read by gradio when it is imported: nothing here talks to anybody but the browser.
@@ -18,8 +20,10 @@ from starlette.routing import Mount
 
 from sd_cloud.host.i18n import dictionary, word
 from sd_cloud.host.page import Fresh, Page
+from sd_cloud.host.sending import send_from_gallery
 from sd_cloud.host.tab_extras import extras_tab
 from sd_cloud.host.tab_making import MakingTab, making_tab
+from sd_cloud.host.tab_making_form import Form
 from sd_cloud.host.tab_png_info import png_info_tab
 from sd_cloud.host.tab_settings import settings_tab
 from sd_cloud.pages import frame, is_hidden, pages_of
@@ -28,11 +32,8 @@ from sd_cloud.settings import Settings
 #: Fonts of the system: the default theme's would come from a font service.
 _FONT = ("system-ui", "-apple-system", "Noto Sans CJK SC", "Microsoft YaHei", "sans-serif")
 _MONO = ("ui-monospace", "Consolas", "monospace")
-_CSS = """
-.sd-cloud-status {min-height: 1.6em}
-.sd-cloud-status progress {width: 100%}
-"""
-
+_CSS = Path(__file__).with_name("page.css")
+_JS = Path(__file__).with_name("page.js")
 
 #: What gradio serves beside the page itself; with ``--gradio-auth`` its own log-in guards all of it.
 _PAGE_PATHS = ("/", *(f"/{name}" for name in INTERNAL_ROUTES), *(f"/{name}/" for name in INTERNAL_ROUTES))
@@ -66,7 +67,8 @@ def mount(app: FastAPI, page: Page) -> FastAPI:
         auth=list(settings.gradio_auth) or None,
         i18n=dictionary({f"page_{one.id}": (one.title, one.title_zh) for one in pages_of(settings)}),
         theme=theme,
-        css=_CSS,
+        css_paths=_CSS,
+        js=_JS.read_text(),
         footer_links=["settings"],
         run_history=False,
         ssr_mode=False,
@@ -109,12 +111,23 @@ def blocks(page: Page) -> gr.Blocks:
                 page.checkpoints(),
                 value=page.checkpoint(),
                 label=word("checkpoint"),
+                min_width=240,
                 elem_id="setting_sd_model_checkpoint",
             )
             vae = gr.Dropdown(
-                page.vaes(), value=page.options["sd_vae"], label=word("vae"), elem_id="setting_sd_vae"
+                page.vaes(),
+                value=page.options["sd_vae"],
+                label=word("vae"),
+                min_width=240,
+                elem_id="setting_sd_vae",
             )
-            refresh = gr.Button(word("refresh"), scale=0, elem_id="refresh_checkpoints")
+            refresh = gr.Button(word("refresh"), scale=0, min_width=130, elem_id="refresh_checkpoints")
+        notice = gr.HTML(
+            word("no_checkpoint"),
+            visible=not page.checkpoints(),
+            elem_classes=["sd-cloud-notice"],
+            elem_id="no_checkpoint",
+        )
         shown = _shown(page)
         with gr.Tabs(elem_id="tabs") as tabs:
             made: dict[str, MakingTab] = {}
@@ -129,13 +142,24 @@ def blocks(page: Page) -> gr.Blocks:
                 with gr.Tab(word(f"page_{one.id}"), id=one.id, elem_id=f"tab_{one.id}"):
                     gr.HTML(frame(one))
             with gr.Tab(word("settings"), id="settings", elem_id="tab_settings", visible="settings" in shown):
-                settings_tab(page)
+                options = settings_tab(page)
         for tab in made.values():
-            tab.send_from_gallery(tabs, made["img2img"].source, "img2img", "send_img2img")
-            tab.send_from_gallery(tabs, extras_picture, "extras", "send_extras")
-        lists = [fresh for tab in made.values() for fresh in tab.form.fresh]
-        _keep_lists_fresh(whole, page, checkpoint, vae, refresh, lists)
+            send_from_gallery(page, tabs, tab, made["img2img"], extras_picture)
+        fresh = [one for tab in made.values() for one in tab.form.fresh]
+        _keep_lists_fresh(whole, page, _Top(checkpoint, vae, refresh, notice), fresh)
+        _follow_native_size(page, checkpoint, [tab.form for tab in made.values()])
+        whole.load(options.now, None, options.components, api_visibility="private", show_progress="hidden")
     return whole
+
+
+@dataclass(frozen=True)
+class _Top:
+    """What stands above the tabs."""
+
+    checkpoint: gr.Dropdown
+    vae: gr.Dropdown
+    refresh: gr.Button
+    notice: gr.HTML
 
 
 def _shown(page: Page) -> set[str]:
@@ -143,29 +167,43 @@ def _shown(page: Page) -> set[str]:
     return {id for id in TABS if not is_hidden(page.settings.always_hide_tabs, id)}
 
 
-def _keep_lists_fresh(
-    whole: gr.Blocks,
-    page: Page,
-    checkpoint: gr.Dropdown,
-    vae: gr.Dropdown,
-    refresh: gr.Button,
-    others: list[Fresh],
-) -> None:
-    def lists(chosen: str | None, chosen_vae: str | None) -> list[gr.Dropdown]:
+def _keep_lists_fresh(whole: gr.Blocks, page: Page, top: _Top, others: list[Fresh]) -> None:
+    def lists(chosen: str | None, chosen_vae: str | None) -> list[Any]:
         """The catalogue as it is now; a choice that is still there stays."""
         titles, vaes = page.checkpoints(), page.vaes()
         kept = page.service.catalogue().checkpoint(chosen) if chosen else None
         return [
+            gr.HTML(visible=not titles),
             gr.Dropdown(choices=titles, value=kept.title if kept else page.checkpoint()),
             gr.Dropdown(choices=vaes, value=chosen_vae if chosen_vae in vaes else page.options["sd_vae"]),
-            *(gr.Dropdown(choices=other.choices()) for other in others),
+            *(other.now() for other in others),
         ]
 
-    async def look_again(chosen: str | None, chosen_vae: str | None) -> list[gr.Dropdown]:
+    async def look_again(chosen: str | None, chosen_vae: str | None) -> list[Any]:
         await page.service.engine.refresh()
         return lists(chosen, chosen_vae)
 
-    both = [checkpoint, vae]
-    every = [*both, *(other.dropdown for other in others)]
-    refresh.click(look_again, both, every, api_visibility="private")
+    both = [top.checkpoint, top.vae]
+    every = [top.notice, *both, *(other.dropdown for other in others)]
+    top.refresh.click(look_again, both, every, api_visibility="private")
     whole.load(lists, both, every, api_visibility="private", show_progress="hidden")
+
+
+def _follow_native_size(page: Page, checkpoint: gr.Dropdown, forms: list[Form]) -> None:
+    """A form whose size is still the last checkpoint's own takes the size of the next one."""
+    before = gr.State(page.native_side(page.checkpoint()))
+    sizes = [form[side] for form in forms for side in ("width", "height")]
+
+    def sized(title: str | None, before: int, *sides: int) -> list[Any]:
+        now = page.native_side(title)
+        pairs = zip(sides[::2], sides[1::2], strict=True)
+        fresh = [now if pair == (before, before) else gr.skip() for pair in pairs]
+        return [now, *(one for one in fresh for _ in range(2))]
+
+    checkpoint.change(
+        sized,
+        [checkpoint, before, *sizes],
+        [before, *sizes],
+        api_visibility="private",
+        show_progress="hidden",
+    )
