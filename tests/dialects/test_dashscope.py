@@ -22,7 +22,6 @@ from sd_cloud.dialects.dashscope_request import within_limit
 from sd_cloud.engines.base import Catalogue, Checkpoint
 from sd_cloud.errors import CheckpointNotFound
 from sd_cloud.store.schema import tasks
-from sd_cloud.store.users import UserRow
 from tests.dialects.sdapi_world import Native, native
 from tests.dialects.serving import Served, served
 
@@ -245,7 +244,7 @@ async def test_another_users_task_is_as_one_that_never_was(world: Native) -> Non
     users = world.app.state.sd_cloud_access.users
     keys = {}
     for name in ("anna", "ben"):
-        await users.table.add(UserRow(name, "user"))
+        await users.table.add(name, role="user")
         await users.table.add_token(name, digest(name), "test", None)
         keys[name] = {"Authorization": f"Bearer {name}"}
     users._nobody_until = 0.0

@@ -19,7 +19,6 @@ from sd_cloud.access.users import digest
 from sd_cloud.dialects.queue_frames import frames_of
 from sd_cloud.store.queues import Message
 from sd_cloud.store.schema import messages, tasks
-from sd_cloud.store.users import UserRow
 from tests.dialects import eas_client
 from tests.dialects.sdapi_world import Native, native
 from tests.dialects.serving import Served, served
@@ -268,7 +267,7 @@ async def test_an_ended_queue_takes_no_more_until_it_is_truncated(world: Native)
 async def test_another_user_sees_none_of_it(world: Native) -> None:
     users = world.app.state.sd_cloud_access.users
     for name in ("anna", "ben"):
-        await users.table.add(UserRow(name, "user"))
+        await users.table.add(name, role="user")
         await users.table.add_token(name, digest(name), "test", None)
     users._nobody_until = 0.0
     anna, ben = {"Authorization": "anna"}, {"Authorization": "ben"}

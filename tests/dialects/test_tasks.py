@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from sd_cloud.dialects.tasks_admin import function_name
-from sd_cloud.store.users import UserRow
 from tests.dialects.sdapi_world import Native, native
 
 SMALL = {
@@ -287,7 +286,7 @@ async def _user(world: Native, name: str, role: str) -> None:
     from sd_cloud.access.users import hashed
 
     users = world.app.state.sd_cloud_access.users
-    await users.table.add(UserRow(name, role, hashed("correct horse")))
+    await users.table.add(name, role=role, password=hashed("correct horse"))
     users._nobody_until = 0.0
 
 
@@ -325,7 +324,7 @@ async def test_another_users_task_is_not_found(world: Native) -> None:
 
 async def test_a_quota_is_a_429_that_names_it(world: Native) -> None:
     users = world.app.state.sd_cloud_access.users
-    await users.table.add(UserRow("anna", "user", daily_pictures=2))
+    await users.table.add("anna", role="user", daily_pictures=2)
     users._nobody_until = 0.0
     headers = {"Token": await users.make_token("anna", "test", None)}
     assert (

@@ -119,7 +119,7 @@ class Watchers:
         as_json = "json" in socket.headers.get("accept", "")
         while not self._seam.service.closing:
             watcher.news.clear()
-            found = await self._pushing.next_for(consumer, refused=watcher.refused)
+            found = await self._next_for(watcher)
             for one in found:
                 if consumer.auto_commit:
                     watcher.pushed.append(one.index)
@@ -133,6 +133,15 @@ class Watchers:
                     return
                 await watcher.news.wait()
         await socket.close(GOING, reason="the service is stopping")
+
+    async def _next_for(self, watcher: _Watcher) -> list[Message]:
+        consumer = watcher.consumer
+        found = await self._pushing.next_for(consumer, refused=watcher.refused)
+        # It may have refused one while it was being chosen for it again.
+        again = [one.index for one in found if one.index in watcher.refused]
+        if again:
+            await self._pushing.refuse(consumer.queue, consumer.group, again)
+        return [one for one in found if one.index not in again]
 
 
 async def _send(socket: WebSocket, message: Message, *, as_json: bool) -> None:
