@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import os
 import re
 import time
@@ -26,6 +28,7 @@ SLOW = {"width": 64, "height": 64, "steps": 150}
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     root = data_dir(tmp_path_factory.mktemp("data"))
     flags = ("--filebrowser", "--sd-dynamic-cache", "--min-ram-reserved", "0.5", "--time-log")
+    flags += ("--async-service", "pictures", "--queue-payload-kib", "64")
     with webui(root, *flags, api_auth="anna:secret") as started:
         yield started
 
@@ -180,6 +183,51 @@ def test_the_serverless_task_api_works_on_the_webuis_own_packages(running: Runni
             "/sdapi/v1/txt2img", json={"prompt": "x", **SMALL}, headers={"Task-Flag": "true"}
         )
         assert flagged.status_code == 200 and flagged.headers["taskId"] and flagged.json()["images"]
+
+
+def test_the_eas_queue_runs_the_webuis_own_routes(running: Running) -> None:
+    """Ours as jobs, the webui's others as they are, behind its authentication."""
+    queue = "/api/predict/pictures"
+    body = {"prompt": "a cat", "alwayson_scripts": {"save_dir": "queued"}, **SMALL}
+    with running.client() as client:
+        put = client.post(f"{queue}/sdapi/v1/txt2img", params={"task_id": "txt2img_0"}, json=body)
+        assert put.status_code == 200, put.text
+        request_id = put.headers["X-Eas-Queueservice-Request-Id"]
+        [message] = client.get(f"{queue}/sink", params={"_timeout_": "60s", "_auto_delete_": "true"}).json()
+        assert message["tags"] == {"task_id": "txt2img_0", "requestId": request_id}
+        told = json.loads(base64.b64decode(message["data"]))["parameters"]
+        assert told["status"] == 0 and Path(told["image_url"]).is_file()
+        picture = base64.b64encode(Path(told["image_url"]).read_bytes()).decode()
+        put = client.post(f"{queue}/sdapi/v1/png-info", json={"image": picture})
+        assert put.status_code == 200, put.text
+        [message] = client.get(f"{queue}/sink", params={"_timeout_": "60s", "_auto_delete_": "true"}).json()
+        assert json.loads(base64.b64decode(message["data"]))["info"].startswith("a cat")
+        del client.headers["Authorization"]
+        assert client.post(f"{queue}/sdapi/v1/txt2img", json=body).status_code == 401
+
+
+def test_dashscope_works_on_the_webuis_own_packages(running: Running) -> None:
+    submit = "/api/v1/services/aigc/text2image/image-synthesis"
+    body = {
+        "model": "stable-diffusion-v1.5",
+        "input": {"prompt": "a running cat", "negative_prompt": "yellow cat"},
+        "parameters": {"size": "512*512", "n": 1, "seed": 42, "steps": 1},
+    }
+    with running.client() as client:
+        asked = client.post(submit, json=body, headers={"X-DashScope-Async": "enable"})
+        assert asked.status_code == 200, asked.text
+        task_id = asked.json()["output"]["task_id"]
+        deadline = time.monotonic() + 120
+        while (output := client.get(f"/api/v1/tasks/{task_id}").json()["output"])[
+            "task_status"
+        ] != "SUCCEEDED":
+            assert output["task_status"] in ("PENDING", "RUNNING"), output
+            assert time.monotonic() < deadline, output
+            time.sleep(0.1)
+        [result] = output["results"]
+        del client.headers["Authorization"]
+        assert client.get(result["url"]).content.startswith(b"\x89PNG")
+        assert client.post(submit, json=body, headers={"X-DashScope-Async": "enable"}).status_code == 401
 
 
 def test_a_route_a_status_and_a_job_of_every_request_are_logged(running: Running) -> None:
