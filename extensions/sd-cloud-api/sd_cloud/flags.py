@@ -431,9 +431,10 @@ EXTENSIONS: tuple[Flag, ...] = (
     _foreign(
         "controlnet extension",
         "--controlnet-annotator-models-path",
-        "preprocessor models",
+        "another folder of the weights of ControlNet preprocessors",
         "path",
         metavar="DIR",
+        standalone="used",
     ),
     _foreign("controlnet extension", "--no-half-controlnet", "keep ControlNets in 32-bit floats"),
     _foreign(

@@ -23,6 +23,7 @@ class ModelFolders:
     embeddings: tuple[Path, ...]
     hypernetworks: tuple[Path, ...]
     controlnets: tuple[Path, ...]
+    annotators: tuple[Path, ...]
     esrgan: tuple[Path, ...]
     gfpgan: tuple[Path, ...]
     codeformer: tuple[Path, ...]
@@ -38,6 +39,10 @@ class ModelFolders:
             embeddings=(data_dir / "embeddings",),
             hypernetworks=(models / "hypernetworks",),
             controlnets=(models / "ControlNet",),
+            annotators=(
+                models / "ControlNet" / "annotators",
+                data_dir / "extensions" / "sd-webui-controlnet" / "annotator" / "downloads",
+            ),
             esrgan=(models / "ESRGAN",),
             gfpgan=(models / "GFPGAN",),
             codeformer=(models / "Codeformer",),

@@ -133,6 +133,7 @@ def _folders(data_dir: Path, given: Mapping[str, Any]) -> ModelFolders:
         embeddings=with_added(own.embeddings, "embeddings_dir"),
         hypernetworks=with_added(own.hypernetworks, "hypernetwork_dir"),
         controlnets=with_added(own.controlnets, "controlnet_dir"),
+        annotators=with_added(own.annotators, "controlnet_annotator_models_path"),
         esrgan=with_added(own.esrgan, "esrgan_models_path"),
         gfpgan=with_added(own.gfpgan, "gfpgan_models_path", "gfpgan_dir"),
         codeformer=with_added(own.codeformer, "codeformer_models_path"),

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from sd_cloud.engines.diffusion.preprocess import Detection, Pixels, detect
-from sd_cloud.engines.diffusion.preprocess_networks import Hed, safe_edges, soft_edges
+from sd_cloud.engines.diffusion.preprocess_hed import Hed
 from sd_cloud.engines.diffusion.preprocess_table import (
     MODULES,
-    NETWORK_FILES,
     find_module,
     module_list,
     weight_free_names,
@@ -122,8 +121,8 @@ def test_a_transparent_picture_is_laid_over_white(settings: Settings) -> None:
     assert (run("tile_colorfix", image, settings) == 255).all()
 
 
-@pytest.mark.parametrize("name", ["openpose_full", "depth", "ip-adapter_clip_sd15", "reference_only"])
-def test_a_preprocessor_whose_network_is_not_here_names_its_weights(settings: Settings, name: str) -> None:
+@pytest.mark.parametrize("name", ["densepose", "depth_leres++", "ip-adapter_clip_sd15", "reference_only"])
+def test_a_preprocessor_that_is_not_built_here_names_what_it_needs(settings: Settings, name: str) -> None:
     with pytest.raises(NotImplementedHere) as caught:
         detect(MODULES[name], square(), Detection(), settings, field="unit.module")
     message = str(caught.value)
@@ -140,19 +139,17 @@ def test_every_preprocessor_runs_or_names_what_it_lacks(settings: Settings) -> N
     assert {"none", "canny", "tile_resample", "invert", "inpaint_only"} <= set(weight_free_names())
 
 
-def test_hed_works_once_its_weights_are_in_the_annotators_folder(settings: Settings) -> None:
-    with pytest.raises(NotImplementedHere, match=r"ControlNetHED\.pth, which is not in .*annotators"):
-        run("hed", square(), settings)
+def test_soft_edges_in_levels_and_scribbles_come_from_the_same_network(settings: Settings) -> None:
     torch.manual_seed(0)
-    path = settings.folders.controlnets[0] / "annotators" / NETWORK_FILES["hed"]
+    path = settings.folders.annotators[0] / "hed" / "ControlNetHED.pth"
     path.parent.mkdir(parents=True)
     torch.save(Hed().state_dict(), path)
-    edges = run("hed", square(64), settings, resolution=64)
-    assert edges.shape == (64, 64, 3)
-    expected = soft_edges(path, square(64))
-    assert (edges[:, :, 0] == expected).all() and len(np.unique(expected)) > 2
-    assert len(np.unique(safe_edges(path, square(64)))) <= 4
-    assert set(np.unique(run("scribble_hed", square(64), settings, resolution=64))) <= {0, 255}
+    soft, safe, scribble = (
+        run(name, square(64), settings, resolution=64) for name in ("hed", "hed_safe", "scribble_hed")
+    )
+    assert soft.shape == safe.shape == scribble.shape == (64, 64, 3)
+    assert len(np.unique(soft)) > len(np.unique(safe)) > 0 and len(np.unique(safe)) <= 4
+    assert set(np.unique(scribble)) <= {0, 255}
 
 
 def test_weights_of_another_network_are_named(settings: Settings) -> None:

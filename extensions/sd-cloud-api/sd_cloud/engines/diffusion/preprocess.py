@@ -16,11 +16,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sd_cloud.engines.diffusion.preprocess_lines import Pixels, scribble
 from sd_cloud.engines.diffusion.preprocess_table import NETWORK_FILES, Module, weight_free_names
 from sd_cloud.errors import NotImplementedHere
 from sd_cloud.settings import Settings
-
-Pixels = NDArray[np.uint8]
 
 PAD_PX = 64  # detectors see sides that are multiples of this
 NOISE_CELL_PX = 256
@@ -46,35 +45,51 @@ def detect(
     found = _PLAIN.get(module.name)
     if found is not None:
         return np.ascontiguousarray(found(image, detection))
-    weights = weights_file(module, settings)
-    if weights is None:
-        raise NotImplementedHere(_missing(module, settings), field=field)
+    files = weights_files(module, settings, field=field)
+    from sd_cloud.engines.diffusion.placement import placement_for
+    from sd_cloud.engines.diffusion.preprocess_loading import Bench
     from sd_cloud.engines.diffusion.preprocess_networks import NETWORKS
 
     padded, size = _resized(rgb(image), detection.resolution)
-    return np.ascontiguousarray(rgb(_cut(NETWORKS[module.name](weights, padded), size)))
+    with Bench(files, placement_for(settings.precision).device) as bench:
+        made = _cut(NETWORKS[module.name](bench, padded, detection), size)
+    return np.ascontiguousarray(rgb(scribble(made) if "scribble" in module.name else made))
 
 
-def weights_file(module: Module, settings: Settings) -> Path | None:
-    """Where the weights of a preprocessor are that is built here; None when there are none."""
-    name = NETWORK_FILES.get(module.name)
-    if name is None:
-        return None
-    folders = settings.folders.controlnets
-    places = [
-        place for folder in folders for place in (folder / "annotators" / name, folder / Path(name).name)
-    ]
+def weights_files(module: Module, settings: Settings, *, field: str = "module") -> dict[str, Path]:
+    """Where each weights file of a preprocessor is.
+
+    Raises NotImplementedHere, naming the preprocessor, and the file and folder or what it lacks else.
+    """
+    names = NETWORK_FILES.get(module.name)
+    if names is None:
+        fact = f"needs {module.weights}, which is for a network that this service does not build"
+        raise NotImplementedHere(f"the preprocessor {_both_names(module)} {fact}; {_instead()}", field=field)
+    found = {name: path for name in names if (path := _weights_file(name, settings)) is not None}
+    missing = [name for name in names if name not in found]
+    if missing:
+        folder = settings.folders.annotators[0]
+        raise NotImplementedHere(
+            f"the preprocessor {_both_names(module)} needs {' and '.join(missing)}, not found in {folder}; "
+            f"{_instead()}",
+            field=field,
+        )
+    return found
+
+
+def _weights_file(name: str, settings: Settings) -> Path | None:
+    """In a folder of preprocessors' weights as the extension has them, or among the ControlNets."""
+    places = [folder / name for folder in settings.folders.annotators]
+    places += [folder / Path(name).name for folder in settings.folders.controlnets]
     return next((place for place in places if place.is_file()), None)
 
 
-def _missing(module: Module, settings: Settings) -> str:
-    folder = settings.folders.controlnets[0] / "annotators"
-    known = module.name in NETWORK_FILES
-    fact = f"is not in {folder}" if known else "is for a network that this service does not build"
-    return (
-        f"the preprocessor {module.name!r} needs {module.weights}, which {fact}; "
-        f"without weights there are: {', '.join(weight_free_names())}"
-    )
+def _both_names(module: Module) -> str:
+    return repr(module.name) if module.shown == module.name else f"{module.name!r} ({module.shown})"
+
+
+def _instead() -> str:
+    return f"without weights there are: {', '.join(weight_free_names())}"
 
 
 def rgb(image: NDArray[Any]) -> Pixels:
@@ -140,11 +155,16 @@ def _xdog(image: Pixels, detection: Detection) -> Pixels:
 
 def _lineart_standard(image: Pixels, detection: Detection) -> Pixels:
     padded, size = _resized(rgb(image), detection.resolution)
-    pixels = padded.astype(np.float32)
+    return _cut(lineart_standard(padded), size)
+
+
+def lineart_standard(image: Pixels) -> Pixels:
+    """What is darker than its surroundings, at the image's size."""
+    pixels = image.astype(np.float32)
     darker = np.min(cv2.GaussianBlur(pixels, (0, 0), 6.0) - pixels, axis=2).clip(0, 255)
     strong = darker[darker > 8]
     darker *= 127 / max(16.0, float(np.median(strong)) if strong.size else 16.0)
-    return rgb(_cut(darker.clip(0, 255).astype(np.uint8), size))
+    return rgb(darker.clip(0, 255).astype(np.uint8))
 
 
 def _threshold(image: Pixels, detection: Detection) -> Pixels:

@@ -62,9 +62,11 @@ _BACKGROUND = Slider("Remove Background %", 0, 100, 0.1, 0)
 _SAFE_STEPS = Slider("Safe Steps", 0, 10, 1, 2)
 _INJECTION = "no weights, but attention injection, which is not built here"
 
-_OPENPOSE = "openpose/body_pose_model.pth, openpose/hand_pose_model.pth, openpose/facenet.pth"
+_BODY, _HAND = "openpose/body_pose_model.pth", "openpose/hand_pose_model.pth"
+_FACE_POINTS = "openpose/facenet.pth"
+_OPENPOSE = f"{_BODY}, {_HAND}, {_FACE_POINTS}"
 _LERES = "leres/res101.pth, leres/latest_net_G.pth"
-_HED = "hed/ControlNetHED.pth"  # built here: see NETWORK_FILES
+_HED = "hed/ControlNetHED.pth"
 _PIDINET = "pidinet/table5_pidinet.pth"
 _FACE = "insightface/models/antelopev2"
 
@@ -127,7 +129,9 @@ _ALL = (
         weights="densepose_r50_fpn_dl.torchscript",
     ),
     Module("depth_anything", "", ("Depth",), weights="depth_anything/depth_anything_vitl14.pth"),
-    Module("depth_anything_v2", "", ("Depth",), weights="depth_anything_v2/depth_anything_v2_vitl.pth"),
+    Module(
+        "depth_anything_v2", "", ("Depth",), weights="depth_anything_v2/depth_anything_v2_vitl.safetensors"
+    ),
     Module("depth_hand_refiner", "", ("Depth",), weights="hand_refiner/graphormer_hand_state_dict.bin"),
     Module("depth_leres", "", ("Depth",), slider_1=_NEAR, slider_2=_BACKGROUND, weights=_LERES),
     Module("depth_leres++", "", ("Depth",), slider_1=_NEAR, slider_2=_BACKGROUND, weights=_LERES),
@@ -257,7 +261,7 @@ _ALL = (
         ("SoftEdge",),
         Slider("Resolution", 64, 2048, 8, 1280),
         slider_1=_SAFE_STEPS,
-        weights="Anyline/MTEED.pth",
+        weights="TEED/MTEED.pth",
     ),
     Module("pidinet_sketch", "t2ia_sketch_pidi", ("T2I-Adapter",), weights=_PIDINET),
     Module("clip_vision", "t2ia_style_clipvision", ("T2I-Adapter",), weights="clip_vision/clip_vitl.pth"),
@@ -267,8 +271,27 @@ MODULES: Mapping[str, Module] = {one.name: one for one in _ALL}
 _BY_LABEL: Mapping[str, Module] = {one.shown: one for one in _ALL}
 
 
-NETWORK_FILES: Mapping[str, str] = dict.fromkeys(("hed", "hed_safe", "scribble_hed"), "hed/ControlNetHED.pth")
-"""The preprocessors that are networks and are built here, with the weights each takes."""
+NETWORK_FILES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("hed", "hed_safe", "scribble_hed"), (_HED,)),
+    **dict.fromkeys(("pidinet", "pidinet_safe", "pidinet_scribble", "pidinet_sketch"), (_PIDINET,)),
+    "softedge_teed": ("TEED/7_model.pth",),
+    "softedge_anyline": ("TEED/MTEED.pth",),
+    "lineart": ("lineart/sk_model.pth",),
+    "lineart_coarse": ("lineart/sk_model2.pth",),
+    "lineart_anime": ("lineart_anime/netG.pth",),
+    "lineart_anime_denoise": ("manga_line/erika.pth",),
+    "mlsd": ("mlsd/mlsd_large_512_fp32.pth",),
+    **dict.fromkeys(("depth", "normal_map"), ("midas/dpt_hybrid-midas-501f0c75.pt",)),
+    "depth_anything": ("depth_anything/depth_anything_vitl14.pth",),
+    "depth_anything_v2": ("depth_anything_v2/depth_anything_v2_vitl.safetensors",),
+    "openpose": (_BODY,),
+    "openpose_face": (_BODY, _FACE_POINTS),
+    "openpose_faceonly": (_BODY, _FACE_POINTS),
+    "openpose_hand": (_BODY, _HAND),
+    "openpose_full": (_BODY, _HAND, _FACE_POINTS),
+}
+"""The preprocessors that are networks and are built here, with the weights each takes: the names that
+the extension gives them below its ``annotator/downloads``."""
 
 
 def find_module(name: str) -> Module | None:

@@ -1,0 +1,221 @@
+"""Preprocessors that are networks: what their published files hold, strictly, and that a map comes out.
+
+``preprocess_outlines.txt`` has the names and shapes of those files; the weights here are random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sd_cloud.engines.diffusion import preprocess_pose
+from sd_cloud.engines.diffusion.preprocess import Detection, Pixels, detect
+from sd_cloud.engines.diffusion.preprocess_loading import Bench, _loaded
+from sd_cloud.engines.diffusion.preprocess_pose import Box
+from sd_cloud.engines.diffusion.preprocess_pose_drawing import Person, draw_people
+from sd_cloud.engines.diffusion.preprocess_pose_groups import Joint, grouped
+from sd_cloud.engines.diffusion.preprocess_table import MODULES, NETWORK_FILES
+from sd_cloud.errors import CheckpointBroken, NotImplementedHere
+from sd_cloud.settings import Settings, settings_below
+
+OUTLINES = Path(__file__).with_name("preprocess_outlines.txt")
+SIDE = 64
+
+Shape = tuple[int, ...]
+#: Widths of the large files, and the small ones that stand for them here.
+SMALLER = {"depth_anything": {384: 64, 1152: 192, 1536: 256}}
+
+
+@dataclass
+class Outline:
+    """``wrap``: the key under which a file holds its tensors."""
+
+    wrap: str
+    shapes: dict[str, Shape]
+    whole: set[str]
+
+
+def outlines() -> dict[str, Outline]:
+    found: dict[str, Outline] = {}
+    for line in OUTLINES.read_text().splitlines():
+        if line.startswith("# "):
+            name, _, wrap = line[2:].partition(" ")
+            current = found[name] = Outline(wrap, {}, set())
+            continue
+        key, *facts = line.split(" ")
+        if facts[-1:] == ["int"]:
+            current.whole.add(key)
+        numbers = facts[0] if facts and facts[0] != "int" else ""
+        current.shapes[key] = tuple(int(one) for one in numbers.split(",") if one)
+    return found
+
+
+FILES = outlines()
+
+
+def tensors(name: str) -> dict[str, torch.Tensor]:
+    """Random weights of the outline's shapes: one number for a whole kernel, so that files stay small."""
+    random = torch.Generator().manual_seed(0)
+    smaller = next((widths for part, widths in SMALLER.items() if name.startswith(part)), {})
+    made = {}
+    for key, shape in FILES[name].shapes.items():
+        shape = tuple(smaller.get(side, side) for side in shape)
+        if key in FILES[name].whole:
+            made[key] = torch.zeros(shape, dtype=torch.int64)
+        elif key.endswith("running_var") or (len(shape) == 1 and key.endswith("weight")):
+            made[key] = torch.ones(1).expand(shape)
+        else:
+            first = shape[:2] + (1,) * (len(shape) - 2)
+            spread = np.prod(shape[1:2]) ** 0.5 * np.prod(shape[2:])
+            made[key] = (torch.randn(first, generator=random) / spread).expand(shape)
+    return made
+
+
+POSES = {"openpose", "openpose_face", "openpose_faceonly", "openpose_hand", "openpose_full"}
+
+#: What random weights give them lies within one level; ``hed`` and ``test_preprocess.py`` show the rest.
+IN_LEVELS = {"hed_safe", "scribble_hed", "softedge_teed", "softedge_anyline"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    yield settings_below(tmp_path)
+    _loaded.cache_clear()
+
+
+def write(name: str, settings: Settings, change: Callable[[dict[str, torch.Tensor]], object] = len) -> Path:
+    path = settings.folders.annotators[0] / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = tensors(name)
+    change(own)
+    wrap = FILES[name].wrap
+    if path.suffix == ".safetensors":
+        save_file({key: value.contiguous() for key, value in own.items()}, path)
+    else:
+        torch.save({wrap: own} if wrap else own, path)
+    return path
+
+
+def picture(height: int = SIDE, width: int = SIDE) -> Pixels:
+    """Bright stripes and a dark disc."""
+    down, across = np.mgrid[:height, :width]
+    image = np.stack([(across * 7) % 256, (down * 5) % 256, 128 + across * 0], axis=2).astype(np.uint8)
+    image[(down - height // 2) ** 2 + (across - width // 2) ** 2 < 100] = 20
+    return image
+
+
+def run(name: str, settings: Settings, image: Pixels, resolution: float = SIDE) -> Pixels:
+    module = MODULES[name]
+    return detect(
+        module, image, Detection(resolution, module.slider_1.value, module.slider_2.value), settings
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(NETWORK_FILES) - POSES))
+def test_a_map_comes_from_the_published_files_layout(name: str, settings: Settings) -> None:
+    for file in NETWORK_FILES[name]:
+        write(file, settings)
+    made = run(name, settings, picture(48, 40))
+    assert made.shape == (77, SIDE, 3) and made.dtype == np.uint8
+    assert len(np.unique(made)) > 1 or name in IN_LEVELS
+
+
+@pytest.mark.parametrize("file", sorted(FILES))
+def test_a_file_that_lacks_a_tensor_or_has_one_too_many_is_named(file: str, settings: Settings) -> None:
+    last = list(FILES[file].shapes)[-1]
+    write(file, settings, lambda own: own.pop(last))
+    with pytest.raises(CheckpointBroken, match=Path(file).name + ".*lacks"):
+        use(file, settings)
+    write(file, settings, lambda own: own.setdefault("another.weight", torch.zeros(1)))
+    with pytest.raises(CheckpointBroken, match=Path(file).name + ".*another"):
+        use(file, settings)
+
+
+def use(file: str, settings: Settings) -> None:
+    """Runs what the file is for; hands and faces are looked for in people only, so a place is given."""
+    parts = {preprocess_pose.HAND_FILE: preprocess_pose.hand, preprocess_pose.FACE_FILE: preprocess_pose.face}
+    if file in parts:
+        parts[file](Bench({file: settings.folders.annotators[0] / file}), picture(), Box(0, 0, 32))
+        return
+    run(next(module for module, files in NETWORK_FILES.items() if file in files), settings, picture())
+
+
+@pytest.mark.parametrize("name", sorted(NETWORK_FILES))
+def test_without_its_weights_a_preprocessor_names_itself_the_files_and_the_folder(
+    name: str, settings: Settings
+) -> None:
+    with pytest.raises(NotImplementedHere) as caught:
+        run(name, settings, picture())
+    said = str(caught.value)
+    assert repr(name) in said and str(settings.folders.annotators[0]) in said
+    assert all(file in said for file in NETWORK_FILES[name])
+
+
+def test_weights_are_found_where_the_extension_keeps_them_and_where_a_flag_says(settings: Settings) -> None:
+    own, extensions = settings.folders.annotators
+    assert extensions.parts[-4:] == ("extensions", "sd-webui-controlnet", "annotator", "downloads")
+    path = write("lineart/sk_model.pth", settings)
+    moved = extensions / "lineart" / "sk_model.pth"
+    moved.parent.mkdir(parents=True)
+    path.rename(moved)
+    expected = run("lineart", settings, picture())
+    other = settings.data_dir / "other"
+    (other / "lineart").mkdir(parents=True)
+    moved.rename(other / "lineart" / "sk_model.pth")
+    with pytest.raises(NotImplementedHere):
+        run("lineart", settings, picture())
+    flagged = replace(settings, folders=replace(settings.folders, annotators=(own, other)))
+    assert (run("lineart", flagged, picture()) == expected).all()
+
+
+# --- poses ----------------------------------------------------------------------------------------
+
+
+def limb_maps(*ways: tuple[int, tuple[int, int], tuple[int, int]]) -> np.ndarray:
+    """Part affinity fields [64, 64, 38] that hold a unit vector along each way (field, start, end)."""
+    maps = np.zeros((64, 64, 38))
+    for place, start, end in ways:
+        way = np.subtract(end, start) / np.hypot(*np.subtract(end, start))
+        maps[:, :, place : place + 2] += way
+    return maps
+
+
+def test_joints_are_put_together_where_the_limb_maps_lead() -> None:
+    neck, shoulder, elbow, wrist, stray = (30, 10), (20, 10), (18, 25), (18, 40), (60, 60)
+    candidates: list[list[Joint]] = [[] for _ in range(18)]
+    for number, (part, place) in enumerate(((1, neck), (2, shoulder), (3, elbow), (4, wrist), (4, stray))):
+        candidates[part].append(Joint(*place, 0.9, number))
+    maps = limb_maps((12, neck, shoulder), (14, shoulder, elbow), (16, elbow, wrist))
+    (body,) = grouped(candidates, maps)
+    assert [body[part][:2] for part in (1, 2, 3, 4) if body[part]] == [neck, shoulder, elbow, wrist]
+    assert sum(joint is not None for joint in body) == 4
+    assert grouped(candidates, np.zeros((64, 64, 38))) == []
+
+
+def test_a_person_is_drawn_with_what_is_asked_for() -> None:
+    body = [(0.5, 0.2), (0.5, 0.5), *[None] * 16]
+    hand = [(0.1 + 0.03 * joint, 0.8) for joint in range(21)]
+    face = [(0.9, 0.9)] * 70
+    person = Person(body, hand, None, face)
+    whole = draw_people([person], (100, 100), body=True, hand=True, face=True)
+    assert tuple(whole[20, 50]) == (255, 0, 0) and tuple(whole[50, 50]) == (255, 85, 0)
+    assert tuple(whole[80, 10]) == (0, 0, 255) and tuple(whole[90, 90]) == (255, 255, 255)
+    plain = draw_people([person], (100, 100))
+    assert plain[35, 50].any() and not plain[80].any() and not plain[90].any()
+
+
+def test_where_nobody_is_seen_nothing_is_drawn(settings: Settings) -> None:
+    write(preprocess_pose.BODY_FILE, settings, lambda own: [own.update({k: own[k] * 0}) for k in own])
+    assert not run("openpose", settings, picture()).any()
+
+
+def test_edges_follow_the_picture_when_they_are_not_put_into_levels(settings: Settings) -> None:
+    write("TEED/7_model.pth", settings)
+    made = detect(MODULES["softedge_teed"], picture(), Detection(SIDE, a=0), settings)
+    assert len(np.unique(made)) > 2
