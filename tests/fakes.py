@@ -123,7 +123,7 @@ class PaintEngine:
                 if control.verdict == "interrupt":
                     done = paint(job)
                     return Outcome(done.pictures, done.info, interrupted=True)
-                report(Progress(step=step, steps=steps))
+                report(Progress(step=step, steps=steps, preview=Image.new("RGB", (8, 8), (step % 256, 0, 0))))
                 await asyncio.sleep(step_seconds(job))
             return paint(job)
         finally:

@@ -264,6 +264,26 @@ async def test_stopping_cancels_what_does_not_finish_in_time(engine: PaintEngine
         await running
 
 
+async def test_stopping_ends_what_runs_beside_even_if_it_loses_a_cancellation(engine: PaintEngine) -> None:
+    service = make(engine)
+    lost = []
+
+    async def beside() -> None:
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if lost:
+                    raise
+                lost.append("as wait_for does in Python 3.11")
+
+    service.beside.append(beside)
+    service.start()
+    await asyncio.sleep(0)
+    await service.stop()
+    assert lost
+
+
 async def test_a_change_of_the_options_does_not_reach_a_waiting_job(engine: PaintEngine) -> None:
     options = {"sd_model_checkpoint": "first.safetensors"}
     service = make(engine, options=lambda: options)

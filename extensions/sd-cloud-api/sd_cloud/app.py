@@ -8,12 +8,21 @@ import logging
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from sd_cloud import __version__
 from sd_cloud.access import Access, Users
-from sd_cloud.dialects import administration, dashscope, eas, pages, queue, tasks, tasks_admin, tasks_models
+from sd_cloud.dialects import (
+    administration,
+    dashscope,
+    eas,
+    following,
+    pages,
+    queue,
+    tasks,
+    tasks_admin,
+    tasks_models,
+)
 from sd_cloud.dialects.asked import Seam
 from sd_cloud.dialects.pages import told
 from sd_cloud.dialects.replay import Replay
@@ -57,7 +66,7 @@ def attach(
     access.users = Users(UserTable(service.store.database))
     seam = Seam(app, service, settings, access, native_job)
     service.replay = Replay(app, authorization=_webuis_own(settings))
-    for dialect in (tasks, tasks_models, tasks_admin, dashscope, queue, pages, administration):
+    for dialect in (tasks, tasks_models, tasks_admin, dashscope, queue, pages, following, administration):
         # In front: one of them shares its path with Gradio.
         app.router.routes[0:0] = dialect.router(seam).routes
     # Not by add_middleware, which refuses an app that serves already, as a webui does by now; without
@@ -79,16 +88,11 @@ def attach(
         path = await asyncio.to_thread(links.verify, token, name)
         return FileResponse(path, filename=name, content_disposition_type="inline")
 
-    async def cancel(task_id: str, request: Request) -> Response:
-        await access.owned_task(request, service, task_id)
-        return JSONResponse({"cancelled": await service.cancel(task_id)})
-
     app.add_api_route("/healthz", healthz, methods=["GET"], include_in_schema=False)
     app.add_api_route("/readyz", readyz, methods=["GET"], include_in_schema=False)
     app.add_api_route(
         "/sd-cloud/v1/files/{token}/{name}", told(file), methods=["GET", "HEAD"], include_in_schema=False
     )
-    app.add_api_route("/sd-cloud/v1/tasks/{task_id}/cancel", told(cancel), methods=["POST"])
 
 
 def _webuis_own(settings: Settings) -> str | None:

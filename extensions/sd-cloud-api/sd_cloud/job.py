@@ -147,3 +147,7 @@ class Progress:
         passes = max(self.job_count, 1)
         within = self.step / self.steps if self.steps else 0.0
         return min((self.job_no + within) / passes, 1.0)
+
+    def seconds_left(self, seconds: float) -> float | None:
+        """How long it will still take, when it took ``seconds`` so far; None before the first step."""
+        return seconds / self.fraction * (1 - self.fraction) if self.fraction > 0 else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -16,13 +16,16 @@ from sd_cloud.job import Job, Outcome, Progress
 class Live:
     """A task that somebody waits for here, or that runs here.
 
-    ``prepared``: its inputs are in ``job``. ``started``: monotonic seconds when the engine took
+    ``prepared``: its inputs are in ``job``. ``ours``: accepted or run by this process, else somebody
+    asks here for a task of another one. ``started``: monotonic seconds when the engine took
     it; None while it waits or runs in another process. ``within`` and ``failed_within`` are what
     came of the jobs that a replayed call asked for.
     """
 
     job: Job
     done: asyncio.Future[Outcome]
+    ours: bool = True
+    askers: int = 0
     prepared: bool = False
     started: float | None = None
     cancelled: bool = False
@@ -52,7 +55,7 @@ class Live:
         for event in list(self._watchers):
             loop.call_soon_threadsafe(event.set)
 
-    async def changes(self) -> AsyncIterator[None]:
+    async def changes(self) -> AsyncGenerator[None, None]:
         """Yields at once, then whenever something changed; ends with the task. A slow reader
         misses what came between, never the last."""
         event = asyncio.Event()

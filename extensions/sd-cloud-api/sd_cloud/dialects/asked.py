@@ -108,6 +108,16 @@ async def json_body(request: Request) -> dict[str, Any]:
     return given
 
 
+def count_in(request: Request, name: str, default: int, most: int = 10**9) -> int:
+    """A number from 0 to ``most`` of the query. Raises BadRequest."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdecimal() or not 0 <= int(text[:12]) <= most:
+        raise BadRequest(f"expected a number from 0 to {most}, got {text[:20]!r}", field=name)
+    return int(text)
+
+
 async def idempotency_of(request: Request) -> tuple[str, str] | None:
     """The caller's ``Idempotency-Key`` and a fingerprint of the request. Raises BadRequest."""
     key = request.headers.get("idempotency-key")

@@ -246,7 +246,7 @@ class _DashScope:
             output["code"], output["message"] = in_words(task.error)
             output["task_metrics"] = _metrics(wanted, 0, wanted if task.state == "failed" else 0)
         elif task.state == "running":
-            progress = self._service.progress(task.id)
+            progress = self._service.progress_of(task)
             output["task_metrics"] = _metrics(wanted, min(progress.job_no if progress else 0, wanted), 0)
         return content
 

@@ -1,33 +1,23 @@
-"""What our own pages ask for: themselves, the caller's tasks, the caller's files."""
+"""What our own pages ask for beside the caller's tasks: themselves, the caller's files."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
-from PIL import Image
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from sd_cloud import pages
 from sd_cloud.access import Caller
-from sd_cloud.dialects.asked import FreshLinks, Seam, json_body
+from sd_cloud.dialects.asked import Seam, json_body
 from sd_cloud.errors import BadRequest, NotFound, ServiceError, Unauthorized
 from sd_cloud.files import FileBrowser
-from sd_cloud.job import Picture
-from sd_cloud.outputs import links
-from sd_cloud.store.base import Task
 
-TASKS_AT_ONCE = 200
-LONGEST_PROMPT = 400
-PREVIEW_PIXELS = 96
 #: Shown in the page itself; everything else is only ever saved by the browser.
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 PAGE_TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css"}
@@ -45,7 +35,6 @@ def router(seam: Seam) -> APIRouter:
     asking = _Pages(seam)
     listed: list[tuple[str, Any, str]] = [
         (pages.ROUTE + "/{name}", asking.page, "GET"),
-        ("/sd-cloud/v1/tasks", asking.tasks, "GET"),
     ]
     if seam.settings.filebrowser:
         files = _Files(seam)
@@ -80,7 +69,6 @@ def told(endpoint: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitabl
 class _Pages:
     def __init__(self, seam: Seam) -> None:
         self._seam = seam
-        self._links = FreshLinks(seam.settings)
 
     async def page(self, request: Request, name: str) -> Response:
         try:
@@ -92,45 +80,6 @@ class _Pages:
         if path.suffix not in PAGE_TYPES or path.name != name or not await asyncio.to_thread(path.is_file):
             raise NotFound(f"no page {name!r}", field="name")
         return FileResponse(path, media_type=PAGE_TYPES[path.suffix], headers=PAGE_HEADERS)
-
-    async def tasks(self, request: Request) -> Response:
-        """The caller's tasks, the newest first; an admin's are everybody's."""
-        caller = await self._seam.access.permitted(request)
-        limit, offset = _count(request, "limit", 50, TASKS_AT_ONCE), _count(request, "offset", 0)
-        service = self._seam.service
-        service.start()  # what an earlier process left behind is taken up by the first who looks
-        found = await service.store.find(
-            owner=None if caller.admin else caller.owner, limit=limit, offset=offset
-        )
-        return JSONResponse(
-            {
-                "tasks": [await self._task(one) for one in found],
-                "waiting": await service.queue_length(),
-                "offset": offset,
-            }
-        )
-
-    async def _task(self, task: Task) -> dict[str, Any]:
-        job = task.job
-        progress = self._seam.service.progress(task.id) if task.state == "running" else None
-        outcome = await self._links.of(task.outcome, job.owner) if task.outcome is not None else None
-        return {
-            "id": task.id,
-            "kind": job.kind if job.kind != "call" else str(job.payload.get("path")),
-            "dialect": job.dialect,
-            "owner": job.owner,
-            "labels": dict(job.labels),
-            "checkpoint": job.checkpoint,
-            "prompt": str(job.payload.get("prompt") or "")[:LONGEST_PROMPT],
-            "state": task.state,
-            "submitted": task.submitted,
-            "scheduled": task.scheduled,
-            "ended": task.ended,
-            "fraction": progress.fraction if progress is not None else None,
-            "preview": await asyncio.to_thread(_preview, progress.preview) if progress is not None else None,
-            "error": str(task.error) if task.error is not None else None,
-            "pictures": [_picture(one) for one in outcome.pictures] if outcome is not None else [],
-        }
 
 
 class _Files:
@@ -183,32 +132,3 @@ class _Files:
     async def _asked(self, request: Request) -> tuple[Caller, str]:
         caller = await self._seam.access.permitted(request)
         return caller, request.query_params.get("path", "")
-
-
-def _preview(image: Image.Image | None) -> str | None:
-    """A running task's preview, as small as the page shows it: it goes along with every look."""
-    if image is None:
-        return None
-    small = image.convert("RGB")
-    small.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
-    held = io.BytesIO()
-    small.save(held, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode("ascii")
-
-
-def _picture(one: Picture) -> dict[str, Any]:
-    """``file`` is relative to ``/sd-cloud/``: the page builds its address from its own."""
-    link = one.link or ""
-    at = link.find(links.ROUTE + "/")
-    file = link[at + len("/sd-cloud/") :] if at >= 0 else None
-    name = Path(one.path).name if one.path else None
-    return {"role": one.role, "seed": one.seed, "name": name, "file": file, "link": link, "error": one.error}
-
-
-def _count(request: Request, name: str, default: int, most: int = 10**9) -> int:
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdecimal() or not 0 <= int(text[:12]) <= most:
-        raise BadRequest(f"expected a number from 0 to {most}, got {text[:20]!r}", field=name)
-    return int(text)

@@ -238,9 +238,9 @@ def _answered(outcome: Outcome) -> dict[str, Any]:
 
 async def progress_of(service: Service, task: Task) -> dict[str, Any]:
     """``TaskProgressResponse``; ``state`` as the webui's own progress has it, with our phase."""
-    now = service.progress(task.id) or Progress()
+    now = service.progress_of(task) or Progress()
     fraction = 1.0 if task.over else now.fraction if task.state == "running" else 0.0
-    seconds = service.seconds_running(task.id)
+    seconds = service.seconds_of(task)
     eta = seconds / fraction * (1 - fraction) if 0 < fraction < 1 else 0.0
     started = datetime.fromtimestamp(task.scheduled).strftime("%Y%m%d%H%M%S") if task.scheduled else "0"
     content: dict[str, Any] = {

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 #: How long a cancelled engine may take to reach its next step before it is given up.
 CANCEL_GRACE_SECONDS = 30.0
+#: How often the progress of a running task is written down.
+NOTED_SECONDS = 1.0
 #: How long the dispatcher waits when the database fails.
 RETRY_SECONDS = 1.0
 
@@ -134,7 +136,11 @@ class Delivery:
         live.running = asyncio.ensure_future(
             self._replayed(live) if live.job.kind == "call" else self._run(live)
         )
-        finished, _ = await asyncio.wait({live.running}, timeout=self._job_seconds)
+        noting = asyncio.create_task(self._note(live))
+        try:
+            finished, _ = await asyncio.wait({live.running}, timeout=self._job_seconds)
+        finally:
+            noting.cancel()
         if not finished:
             await self._engine.cancel(live.job.id)
             await asyncio.wait({live.running}, timeout=CANCEL_GRACE_SECONDS)
@@ -187,6 +193,19 @@ class Delivery:
         if not reached and live.job.kind == "call" and live.running is not None:
             live.running.cancel()  # a route that asks nothing of the engine
 
+    async def _note(self, live: Live) -> None:
+        """Write down how far a task is, for those who ask another process."""
+        noted = live.progress
+        while self._store.durable:
+            await asyncio.sleep(NOTED_SECONDS)
+            if live.progress is noted:
+                continue
+            noted = live.progress
+            try:
+                await self._store.note_progress(live.job.id, noted)
+            except Exception:
+                log.exception("the progress of task %s could not be written down", live.job.id)
+
     def _reporting(self, live: Live) -> Report:
         """How the engine's progress is taken down: without previews, which nobody has checked."""
         if self._safety is None:
@@ -204,6 +223,7 @@ class Delivery:
             log.warning("task %s: %s; delivering it again", task.id, error)
             live.started, live.within, live.failed_within = None, [], None
             await self._store.requeue(task.id)
+            live.tell()
             return
         failed = errors.EngineFailed(f"{error} (delivered {task.attempts} times, not tried again)")
         await self._under_way.fail(task.id, failed)

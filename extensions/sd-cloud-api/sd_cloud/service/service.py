@@ -7,7 +7,9 @@ job with :meth:`Service.run`; everybody else has the task id.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -76,6 +78,7 @@ class Service:
         listen = self.store.database.listen
         self._stop_listening = [
             listen("ended", self._under_way.heard_end),
+            listen("progress", self._under_way.heard_progress),
             listen("cancel", self._heard_cancel),
         ]
         self._forever = [
@@ -92,11 +95,9 @@ class Service:
         """
         under_way = self._under_way
         under_way.closing = True
-        for one in self._forever:
-            one.cancel()
-        await asyncio.gather(*self._forever, return_exceptions=True)
+        await _ended(self._forever)
         for task_id, job in under_way.waiting():
-            if not (self.store.durable and is_kept(job)):
+            if not self._outlives(job):
                 await under_way.fail(task_id, errors.ShuttingDown("the service is stopping"))
         await under_way.settle(drain_seconds)
         for task_id in list(under_way.running):
@@ -150,8 +151,15 @@ class Service:
         if task.id != job.id:
             self._under_way.drop(job.id)
             return task.id
+        if self.closing and not self._outlives(job):  # it was recorded while the service began to stop
+            stopping = errors.ShuttingDown("the service is stopping")
+            await self._under_way.fail(job.id, stopping)
+            raise stopping
         self._under_way.spawn(self._preparing.prepare(job))
         return job.id
+
+    def _outlives(self, job: Job) -> bool:
+        return self.store.durable and is_kept(job)
 
     def _with_options(self, job: Job) -> Job:
         return job if job.options else replace(job, options=dict(self.options()))
@@ -159,19 +167,17 @@ class Service:
     async def result(self, task_id: str) -> Outcome:
         """Wait for a task. Raises the ServiceError it failed with, TaskNotFound for an unknown id."""
         live = self._under_way.get(task_id)
-        if live is None:
-            task = await self.task(task_id)
-            if not task.over:  # it runs in another process, or was accepted by an earlier one
-                live = self._under_way.begin(task.job)
+        if live is not None and live.ours:
+            return await asyncio.shield(live.done)
+        task = await self.task(task_id)
+        if not task.over:  # it runs in another process, or was accepted by an earlier one
+            with self._under_way.asked(task.job) as live:
                 task = await self.task(task_id)
-            if task.over:
-                if live is not None:
-                    self._under_way.drop(task_id)
-                if task.error is not None:
-                    raise task.error
-                return task.outcome or Outcome()
-        assert live is not None
-        return await asyncio.shield(live.done)
+                if not task.over:
+                    return await asyncio.shield(live.done)
+        if task.error is not None:
+            raise task.error
+        return task.outcome or Outcome()
 
     async def task(self, task_id: str) -> Task:
         """The record of a task. Raises TaskNotFound."""
@@ -180,22 +186,19 @@ class Service:
             raise errors.TaskNotFound(f"no task {task_id!r}")
         return task
 
-    async def changes(self, task_id: str) -> AsyncIterator[Task]:
+    async def changes(self, task_id: str) -> AsyncGenerator[Task, None]:
         """The task's record now, and again whenever something about it changed, to its end."""
-        live = self._under_way.get(task_id)
-        if live is None:
-            task = await self.task(task_id)
-            if task.over:
-                yield task
-                return
-            live = self._under_way.begin(task.job)
-        async for _ in live.changes():
-            task = await self.task(task_id)
+        task = await self.task(task_id)
+        if task.over:
             yield task
-            if task.over:
-                if live.started is None:
-                    self._under_way.drop(task_id)
-                return
+            return
+        with self._under_way.asked(task.job) as live:
+            async with aclosing(live.changes()) as changes:
+                async for _ in changes:
+                    task = await self.task(task_id)
+                    yield task
+                    if task.over:
+                        return
 
     def progress(self, task_id: str | None = None) -> Progress | None:
         """How far a running task is (without an id: the one started first); None when it is not running."""
@@ -205,6 +208,18 @@ class Service:
     def seconds_running(self, task_id: str | None = None) -> float:
         live = self._live(task_id)
         return live.seconds if live is not None else 0.0
+
+    def progress_of(self, task: Task) -> Progress | None:
+        """How far a running task is, whichever process runs it; None when it does not run."""
+        if task.state != "running":
+            return None
+        return self.progress(task.id) or task.progress or Progress()
+
+    def seconds_of(self, task: Task) -> float:
+        """How long a task has been running, whichever process runs it."""
+        if task.state != "running" or task.scheduled is None:
+            return 0.0
+        return self.seconds_running(task.id) or max(time.time() - task.scheduled, 0.0)
 
     def _live(self, task_id: str | None) -> Live | None:
         return self._under_way.get(task_id) if task_id is not None else self._under_way.first_running()
@@ -244,7 +259,7 @@ class Service:
         live = self._under_way.get(task_id)
         if live is not None:
             live.cancelled = True
-        await self.store.announce("cancel", task_id)
+        await self.store.ask_cancel(task_id)
         return not (await self.task(task_id)).over
 
     async def _replay(self, job: Job) -> Reply:
@@ -253,8 +268,14 @@ class Service:
         return await self.replay(job)
 
     def _heard_cancel(self, task_id: str) -> None:
-        if task_id in self._under_way.running:
+        if not task_id:  # something may have been missed
+            self._under_way.spawn(self._cancel_asked())
+        elif task_id in self._under_way.running:
             self._under_way.spawn(self._delivery.cancel(task_id))
+
+    async def _cancel_asked(self) -> None:
+        for task_id in await self.store.to_cancel():
+            await self._delivery.cancel(task_id)
 
     async def interrupt(self, task_id: str | None = None) -> bool:
         """Stop a running task and keep what is there; without an id, whatever runs now."""
@@ -265,6 +286,16 @@ class Service:
         """Let a running task go on to its next batch; without an id, whatever runs now."""
         ids = [task_id] if task_id is not None else list(self._under_way.running)
         return any([await self.engine.skip(one) for one in ids])
+
+
+async def _ended(running: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they are done: a wait_for of Python 3.11 and before may lose a cancellation
+    that comes at the moment of its result."""
+    pending = {one for one in running if not one.done()}
+    while pending:
+        for one in pending:
+            one.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1.0)
 
 
 def is_kept(job: Job) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -32,8 +33,25 @@ class UnderWay:
         return self._live.get(task_id)
 
     def begin(self, job: Job) -> Live:
-        """What is known of this job's task; from now on its end is told here."""
-        return self._live.setdefault(job.id, Live.of(job))
+        """What is known of this job's task, which this process takes care of."""
+        live = self._live.setdefault(job.id, Live.of(job))
+        live.ours = True
+        return live
+
+    @contextmanager
+    def asked(self, job: Job) -> Iterator[Live]:
+        """The same for a task of any process, for as long as somebody asks for it here."""
+        live = self._live.get(job.id)
+        if live is None:
+            live = self._live[job.id] = Live.of(job)
+            live.ours = False
+        live.askers += 1
+        try:
+            yield live
+        finally:
+            live.askers -= 1
+            if not live.ours and not live.askers and self._live.get(job.id) is live:
+                del self._live[job.id]
 
     def drop(self, task_id: str) -> Live | None:
         return self._live.pop(task_id, None)
@@ -89,6 +107,13 @@ class UnderWay:
             live = self._live.get(one)
             if live is not None and live.started is None:
                 self.spawn(self._take_result(one))
+
+    def heard_progress(self, task_id: str) -> None:
+        """A task of another process began, got on, or waits again."""
+        for one in [task_id] if task_id else list(self._live):
+            live = self._live.get(one)
+            if live is not None and live.started is None:
+                live.tell()
 
     async def _take_result(self, task_id: str) -> None:
         task = await self.store.get(task_id)

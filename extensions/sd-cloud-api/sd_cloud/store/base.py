@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sd_cloud.errors import ServiceError
-from sd_cloud.job import Job, Outcome
+from sd_cloud.job import Job, Outcome, Progress
 
 State = Literal["pending", "running", "suspended", "succeeded", "failed", "cancelled"]
 
@@ -31,7 +31,8 @@ class Task:
     """The record of a job. Times are seconds since the epoch.
 
     ``attempts`` counts deliveries to an engine. ``outcome`` carries no image data: pictures are
-    in their files, and with whoever waited for the job. ``process`` is the one that runs it.
+    in their files, and with whoever waited for the job. ``process`` is the one that runs it;
+    ``progress`` is how far it was when that process last wrote it down.
     """
 
     job: Job
@@ -43,6 +44,7 @@ class Task:
     outcome: Outcome | None = None
     error: ServiceError | None = None
     process: str | None = None
+    progress: Progress | None = None
 
     @property
     def id(self) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from PIL import Image
+
 from sd_cloud import errors
 from sd_cloud.errors import ServiceError
-from sd_cloud.job import Job, Outcome, Picture, Reply, Target
+from sd_cloud.job import Job, Outcome, Picture, Progress, Reply, Target
 
 #: Texts longer than this (pictures as base64) are not kept with a task that is over.
 KEPT_TEXT = 4096
@@ -93,6 +96,26 @@ def outcome_from_text(text: str, body: bytes | None) -> Outcome:
         seconds=given["seconds"],
         reply=Reply(reply["status"], reply["headers"], body or b"") if reply else None,
     )
+
+
+# -- progress -------------------------------------------------------------------------------------
+
+_PROGRESS = tuple(one.name for one in fields(Progress) if one.name != "preview")
+
+
+def progress_to(progress: Progress) -> tuple[str, bytes | None]:
+    """The numbers, and the preview as PNG."""
+    preview = None
+    if progress.preview is not None:
+        data = io.BytesIO()
+        progress.preview.save(data, "PNG", compress_level=1)
+        preview = data.getvalue()
+    return json.dumps({name: getattr(progress, name) for name in _PROGRESS}), preview
+
+
+def progress_from(text: str, preview: bytes | None) -> Progress:
+    image = Image.open(io.BytesIO(preview)) if preview else None
+    return Progress(**json.loads(text), preview=image)
 
 
 # -- errors ---------------------------------------------------------------------------------------

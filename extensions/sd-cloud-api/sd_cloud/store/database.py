@@ -34,6 +34,7 @@ T = TypeVar("T")
 Heard = Callable[[str], None]
 
 SQLITE_READERS = 2
+LOOK_SECONDS = 0.5
 POSTGRES_CONNECTIONS = 8
 CHANNEL = "sd_cloud"
 FILE_NAME = "sd-cloud.sqlite"
@@ -107,8 +108,9 @@ class Database:
         function is called. After a lost connection it is called once with an empty text."""
         entry = (asyncio.get_running_loop(), heard)
         self._heard.setdefault(topic, []).append(entry)
-        if not self.sqlite and self._ears is None:
-            self._ears = threading.Thread(target=self._hear, name="sd-cloud listener", daemon=True)
+        if not self.private and self._ears is None:
+            hear = self._look if self.sqlite else self._hear
+            self._ears = threading.Thread(target=hear, name="sd-cloud listener", daemon=True)
             self._ears.start()
 
         def stop() -> None:
@@ -124,6 +126,30 @@ class Database:
             except RuntimeError:  # that loop is closed: nobody is there to hear it
                 log.debug("nobody heard %s", topic)
 
+    def _look(self) -> None:
+        """SQLite tells nobody: while another process has the file open, see whether it was written to.
+
+        That is so while one service replaces another, or a command changes something.
+        """
+        assert self.presence is not None
+        seen = None
+        with self.engine.connect() as connection:
+            while not self._closed.wait(LOOK_SECONDS):
+                try:
+                    # Changes with every commit that another connection made.
+                    version = connection.exec_driver_sql("PRAGMA data_version").scalar_one()
+                    connection.rollback()
+                    if version != seen and self.presence.others():
+                        self._tell_all()
+                    seen = version
+                except (SQLAlchemyError, OSError) as error:
+                    log.warning("looking for what other processes wrote failed (%s); trying again", error)
+
+    def _tell_all(self) -> None:
+        """Something may have been missed."""
+        for topic in list(self._heard):
+            self._tell(topic, "")
+
     def _hear(self) -> None:
         """PostgreSQL's LISTEN, on a connection of its own; opened again when it breaks."""
         import psycopg
@@ -133,8 +159,7 @@ class Database:
             try:
                 with psycopg.connect(url, autocommit=True) as connection:
                     connection.execute(f"LISTEN {CHANNEL}")
-                    for topic in list(self._heard):  # something may have been missed
-                        self._tell(topic, "")
+                    self._tell_all()
                     while not self._closed.is_set():
                         for notice in connection.notifies(timeout=1.0):
                             topic, _, told = notice.payload.partition(" ")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection, insert, select, update
 
-from sd_cloud.errors import EngineFailed, ServiceError, ShuttingDown
+from sd_cloud.errors import Cancelled, EngineFailed, ServiceError, ShuttingDown
 from sd_cloud.job import Job, Outcome
 from sd_cloud.store import codec, usage
 from sd_cloud.store.base import ENDED, Recovered, State
@@ -49,7 +49,7 @@ class Ending:
             .values(
                 state=state, ended=now, expires=now + self._retention(row.dialect), outcome=kept,
                 reply_body=body, error=codec.error_to_text(error) if error else None,
-                job=codec.without_pictures(row.job), process=None,
+                job=codec.without_pictures(row.job), process=None, progress=None, preview=None,
             )
         )  # fmt: skip
         job = codec.job_from_text(row.job)
@@ -76,19 +76,22 @@ class Ending:
             error: ServiceError | None = None
             if not row.kept:
                 error = ShuttingDown("the service ended while this request waited; send it again")
+            elif row.cancel_asked:
+                error = Cancelled("the task was cancelled while it ran")
             elif row.state == "running" and row.attempts >= max_delivery:
                 error = EngineFailed(
                     "the service ended while it ran this task "
                     f"(delivered {row.attempts} times, not tried again)"
                 )
             if error is not None:
-                self.end(connection, row.id, "failed", None, error, of_process=row.process)
+                state: State = "cancelled" if isinstance(error, Cancelled) else "failed"
+                self.end(connection, row.id, state, None, error, of_process=row.process)
                 ended.append(row.id)
             elif row.state == "running":
                 connection.execute(
                     update(tasks)
                     .where(tasks.c.number == row.number)
-                    .values(state="pending", ready=True, process=None)
+                    .values(state="pending", ready=True, process=None, progress=None, preview=None)
                 )
             else:
                 connection.execute(

@@ -23,6 +23,10 @@ class Presence(Protocol):
         """Those of ``processes`` that are not alive."""
         ...
 
+    def others(self) -> bool:
+        """Is another process alive?"""
+        ...
+
     def leave(self) -> None: ...
 
 
@@ -50,6 +54,12 @@ class SqlitePresence:
     def dead(self, processes: Iterable[str]) -> set[str]:
         return {one for one in processes if self._is_dead(self._folder / one)}
 
+    def others(self) -> bool:
+        return any(not self._is_dead(one) for one in self._folder.iterdir() if not self._is_own(one))
+
+    def _is_own(self, path: Path) -> bool:
+        return self._own is not None and Path(self._own.name) == path
+
     def leave(self) -> None:
         if self._own is not None:
             self._own.close()
@@ -65,7 +75,7 @@ class SqlitePresence:
             pass
 
     def _is_dead(self, path: Path) -> bool:
-        if self._own is not None and Path(self._own.name) == path:
+        if self._is_own(path):
             return False
         try:
             with path.open("rb") as held:
@@ -101,6 +111,9 @@ class PostgresPresence:
             # The server dropped the session, and with it our own lock: take it again first.
             self._connect()
             return {one for one in others if self._try(one)}
+
+    def others(self) -> bool:
+        return True  # not asked for: PostgreSQL tells what others do
 
     def leave(self) -> None:
         if self._connection is not None:

@@ -22,6 +22,7 @@ def task_of(row: Row[Any]) -> Task:
         outcome=codec.outcome_from_text(row.outcome, row.reply_body) if row.outcome else None,
         error=codec.error_from_text(row.error) if row.error else None,
         process=row.process,
+        progress=codec.progress_from(row.progress, row.preview) if row.progress else None,
     )
 
 

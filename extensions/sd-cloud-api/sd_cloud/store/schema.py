@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -64,6 +65,9 @@ tasks = Table(
     Column("outcome", Text),
     Column("reply_body", LargeBinary),
     Column("error", Text),
+    Column("progress", Text),  # while it runs
+    Column("preview", LargeBinary),
+    Column("cancel_asked", Boolean, nullable=False, default=False, server_default=false()),
     Column("idempotency_key", String(255)),
     Column("fingerprint", String(64)),
     UniqueConstraint("id"),
@@ -203,6 +207,9 @@ webhooks = Table(
     Column("url", Text, nullable=False),
     Column("attempts", Integer, nullable=False, default=0),
     Column("due", Double, nullable=False),
+    Column("state", String(16), nullable=False, server_default="waiting"),  # then delivered or failed
+    Column("error", Text),
+    Index("ix_webhooks_due", "state", "due"),
 )
 
 #: Tasks that expired: their owner is told that they were, everybody else that they never were.

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from sqlalchemy import (
     Connection,
+    Row,
     delete,
     func,
     insert,
@@ -27,7 +29,7 @@ from sd_cloud.errors import (
     QueueFull,
     ServiceError,
 )
-from sd_cloud.job import Job, Outcome
+from sd_cloud.job import Job, Outcome, Progress
 from sd_cloud.settings import Settings
 from sd_cloud.store import codec, quota, turn
 from sd_cloud.store.base import ENDED, Recovered, State, Task
@@ -188,15 +190,53 @@ class SqlStore:
         each task is overtaken at most `OVERTAKES` times.
         """
 
+        def work(connection: Connection) -> Row[Any] | None:
+            taken = turn.take(connection, self.process, loaded)
+            if taken is not None:
+                self.database.announce(connection, "progress", taken.id)
+            return taken
+
         for _ in range(CLAIM_TRIES):
             try:
-                row = await self.database.write(
-                    lambda connection: turn.take(connection, self.process, loaded)
-                )
+                row = await self.database.write(work)
             except IntegrityError:  # another process started a job of this order key just now
                 continue
             return await asyncio.to_thread(task_of, row) if row is not None else None
         return None
+
+    async def note_progress(self, task_id: str, progress: Progress) -> None:
+        """How far a task that runs here is, for those who ask another process."""
+        text, preview = await asyncio.to_thread(codec.progress_to, progress)
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                update(tasks)
+                .where(tasks.c.id == task_id, tasks.c.state == "running", tasks.c.process == self.process)
+                .values(progress=text, preview=preview)
+            )
+            self.database.announce(connection, "progress", task_id)
+
+        await self.database.write(work)
+
+    async def ask_cancel(self, task_id: str) -> None:
+        """Have whichever process runs the task stop it; also after a crash of that process."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                update(tasks)
+                .where(tasks.c.id == task_id, tasks.c.state == "running")
+                .values(cancel_asked=True)
+            )
+            self.database.announce(connection, "cancel", task_id)
+
+        await self.database.write(work)
+
+    async def to_cancel(self) -> list[str]:
+        """The tasks running here that somebody wants stopped."""
+        wanted = select(tasks.c.id).where(
+            tasks.c.state == "running", tasks.c.process == self.process, tasks.c.cancel_asked
+        )
+        return await self.database.read(lambda c: list(c.execute(wanted).scalars()))
 
     async def requeue(self, task_id: str) -> None:
         """The engine died under this task: it is pending again, and keeps its place by age."""
@@ -205,10 +245,11 @@ class SqlStore:
             moved = connection.execute(
                 update(tasks)
                 .where(tasks.c.id == task_id, tasks.c.state == "running", tasks.c.process == self.process)
-                .values(state="pending", process=None, ready=True)
+                .values(state="pending", process=None, ready=True, progress=None, preview=None)
             ).rowcount
             if not moved:
                 raise RuntimeError(f"task {task_id} is not running here and cannot be queued again")
+            self.database.announce(connection, "progress", task_id)
             self.database.announce(connection, "work")
 
         await self.database.write(work)
@@ -320,9 +361,6 @@ class SqlStore:
     async def waiting(self) -> int:
         """How many tasks are pending."""
         return await self.database.read(_count_waiting)
-
-    async def announce(self, topic: str, told: str = "") -> None:
-        await self.database.write(lambda connection: self.database.announce(connection, topic, told))
 
     async def work(self) -> None:
         """Return when a claim may have become possible since the last call."""
