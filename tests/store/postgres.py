@@ -34,7 +34,7 @@ def binaries() -> Path | None:
 
 
 @contextlib.contextmanager
-def running(programs: Path) -> Iterator[str]:
+def running(programs: Path, *, fsync: bool = False) -> Iterator[str]:
     """A fresh server on a free port; yields ``postgresql+psycopg://…`` of its first database."""
     folder = Path(tempfile.mkdtemp(prefix="sd-cloud-postgres-"))
     user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
@@ -46,7 +46,9 @@ def running(programs: Path) -> Iterator[str]:
     data = folder / "data"
     initdb = [programs / "initdb", "-D", data, "-U", "tests", "-A", "trust", "-E", "UTF8", "--no-sync"]
     subprocess.run(initdb, check=True, capture_output=True, user=user, cwd=folder)
-    command = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder, "-F"]
+    command = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder]
+    if not fsync:
+        command.append("-F")
     with (folder / "log").open("wb") as said:
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, user=user, cwd=folder)
     try:

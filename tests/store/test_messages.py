@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -54,6 +55,49 @@ async def test_indexes_grow_and_a_message_comes_back_as_it_was(store: MessageSto
         (indexes[0], b"\x00\xff", {"kind": "猫", "empty": ""}),
         (indexes[1], b"", {"kind": "猫", "empty": ""}),
     ]
+
+
+async def test_messages_put_at_the_same_moment_share_transactions_and_keep_their_order(
+    store: MessageStore, database: Database
+) -> None:
+    begun = []
+    event.listen(database.engine, "begin", begun.append)
+    data = [b"%d" % n for n in range(200)]
+    indexes = await asyncio.gather(*(store.put(SINK, one, {}, request_id="r") for one in data))
+    assert len(begun) < 20
+    assert indexes == sorted(set(indexes)) and [one.data for one in await all_of(store)] == data
+
+
+async def test_one_that_is_refused_or_hangs_up_takes_no_other_of_its_transaction_with_it(
+    store: MessageStore,
+) -> None:
+    over = Queue("over", "local")
+    await store.end(over, forced=False)
+    waiting = [asyncio.ensure_future(store.put(SINK, b"%d" % n, {}, request_id="r")) for n in range(10)]
+    refused = asyncio.ensure_future(store.put(over, b"", {}, request_id="r"))
+    await asyncio.sleep(0)
+    waiting[3].cancel()
+    results = await asyncio.gather(*waiting, refused, return_exceptions=True)
+    assert isinstance(results.pop(), QueueEnded)
+    there = {one.index for one in await all_of(store)}
+    assert {one for one in results if isinstance(one, int)} <= there and len(there) == 10
+
+
+async def test_a_transaction_that_fails_is_told_to_all_who_share_it_and_the_next_one_works(
+    store: MessageStore, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = database.write
+
+    async def fails(work: Any) -> Any:
+        monkeypatch.setattr(database, "write", write)
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(database, "write", fails)
+    results = await asyncio.gather(
+        *(store.put(SINK, b"", {}, request_id="r") for _ in range(3)), return_exceptions=True
+    )
+    assert [str(one) for one in results] == ["the disk is full"] * 3
+    assert await put(store, b"x")
 
 
 async def test_a_request_is_recorded_with_its_message_or_not_at_all(

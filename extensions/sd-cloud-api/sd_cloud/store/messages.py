@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
 
@@ -13,22 +16,65 @@ from sd_cloud.store.database import Database
 from sd_cloud.store.queues import Extent, Message, Queue, QueueEnded
 from sd_cloud.store.schema import deliveries, ended_queues, messages, tasks
 
+#: Messages that share one transaction at most.
+PUT_AT_ONCE = 500
+
+_Waiting = tuple[Queue, Mapping[str, Any], "asyncio.Future[int]"]
+
 
 class MessageStore:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._waiting: list[_Waiting] = []
+        self._putting: asyncio.Task[None] | None = None
 
     # -- in and out ---------------------------------------------------------------------------
 
     async def put(
         self, queue: Queue, data: bytes, tags: Mapping[str, str], *, request_id: str, priority: int = 0
     ) -> int:
-        """Add a message; its index. Raises QueueEnded."""
-        return await self._database.write(
-            lambda connection: self.put_within(
-                connection, queue, data, tags, request_id=request_id, priority=priority
-            )
-        )
+        """Add a message; its index. Raises QueueEnded.
+
+        Those that are put while a transaction is under way share the next one.
+        """
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        row = rows.new(queue, data, tags, request_id=request_id, priority=priority)
+        self._waiting.append((queue, row, answer))
+        if self._putting is None or self._putting.done():
+            self._putting = asyncio.create_task(self._put_waiting())
+        return await answer
+
+    async def _put_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:PUT_AT_ONCE], self._waiting[PUT_AT_ONCE:]
+            try:
+                indexes = await self._database.write(
+                    partial(self._put_all, batch=[(queue, row) for queue, row, _ in batch])
+                )
+            except Exception as error:
+                for _, _, answer in batch:
+                    if not answer.done():
+                        answer.set_exception(error)
+                continue
+            for (_, _, answer), index in zip(batch, indexes, strict=True):
+                if answer.done():  # whoever asked has hung up
+                    continue
+                if index is None:
+                    answer.set_exception(_has_ended())
+                else:
+                    answer.set_result(index)
+
+    def _put_all(
+        self, connection: Connection, batch: Sequence[tuple[Queue, Mapping[str, Any]]]
+    ) -> list[int | None]:
+        """Their indexes; None where the queue has ended."""
+        queues = {queue for queue, _ in batch}
+        ended = {queue for queue in queues if rows.ended(connection, queue) is not None}
+        taken = [row for queue, row in batch if queue not in ended]
+        indexes = iter(rows.add(connection, taken) if taken else ())
+        for queue in queues - ended:
+            self._announce(connection, queue)
+        return [None if queue in ended else next(indexes) for queue, _ in batch]
 
     def put_within(
         self,
@@ -41,13 +87,11 @@ class MessageStore:
         priority: int = 0,
         task_id: str | None = None,
     ) -> int:
-        """The same, in a transaction that does something beside it: records the message's task."""
-        if connection.execute(rows.ended(queue)).first() is not None:
-            raise QueueEnded("this queue has ended (_eos_); truncate it to use it again", field="_eos_")
-        index = rows.add(
-            connection, queue, data, tags, request_id=request_id, priority=priority, task_id=task_id
-        )
-        self._announce(connection, queue)
+        """Add a message in a transaction that does something beside it: records the message's task."""
+        row = rows.new(queue, data, tags, request_id=request_id, priority=priority, task_id=task_id)
+        [index] = self._put_all(connection, [(queue, row)])
+        if index is None:
+            raise _has_ended()
         return index
 
     async def finish(self, task_id: str, sink: str, data: bytes, message: str) -> bool:
@@ -62,10 +106,11 @@ class MessageStore:
                 return False
             connection.execute(delete(messages).where(messages.c.number == row.number))
             queue = Queue(sink, row.owner)
-            rows.add(
-                connection, queue, data, json.loads(row.tags), request_id=row.request_id,
-                priority=row.priority, message=message,
+            answer = rows.new(
+                queue, data, json.loads(row.tags), request_id=row.request_id, priority=row.priority,
+                message=message,
             )  # fmt: skip
+            rows.add(connection, [answer])
             self._announce(connection, queue)
             return True
 
@@ -103,7 +148,7 @@ class MessageStore:
                 return rows.with_tags(connection, wanted, tags, length)
             locked = wanted.with_for_update()
             found = rows.with_tags(connection, locked, tags, length)
-            rows.remove(connection, messages.c.number.in_([one.index for one in found]))
+            rows.remove_these(connection, [one.index for one in found])
             return found
 
         return await (self._database.write(work) if take else self._database.read(work))
@@ -130,7 +175,7 @@ class MessageStore:
         """Take no more messages. Consumers are told when they have had all, or at once."""
 
         def work(connection: Connection) -> None:
-            if connection.execute(rows.ended(queue)).first() is None:
+            if rows.ended(connection, queue) is None:
                 connection.execute(
                     insert(ended_queues).values(queue=queue.name, owner=queue.owner, forced=forced)
                 )
@@ -196,14 +241,14 @@ class MessageStore:
         def work(connection: Connection) -> Extent:
             numbers = select(func.count(), func.min(messages.c.number), func.max(messages.c.number))
             length, first, last = connection.execute(numbers.where(*rows.of(queue))).one()
-            ended = connection.execute(rows.ended(queue)).first() is not None
+            ended = rows.ended(connection, queue) is not None
             return Extent(length, first or 0, last or 0, ended)
 
         return await self._database.read(work)
 
     async def ended(self, queue: Queue) -> tuple[bool, bool]:
         """Has it ended, and was it forced?"""
-        row = await self._database.read(lambda c: c.execute(rows.ended(queue)).one_or_none())
+        row = await self._database.read(lambda connection: rows.ended(connection, queue))
         return row is not None, bool(row is not None and row.forced)
 
     def listen(self, queue: Queue, heard: Callable[[], None]) -> Callable[[], None]:
@@ -212,3 +257,7 @@ class MessageStore:
 
     def _announce(self, connection: Connection, queue: Queue) -> None:
         self._database.announce(connection, rows.topic(queue))
+
+
+def _has_ended() -> QueueEnded:
+    return QueueEnded("this queue has ended (_eos_); truncate it to use it again", field="_eos_")

@@ -11,12 +11,44 @@ import asyncio
 import time
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, insert, or_, select, update
 
 from sd_cloud.store import message_rows as rows
 from sd_cloud.store.database import Database
 from sd_cloud.store.queues import Consumer, Message, Queue, Watching
 from sd_cloud.store.schema import consumers, deliveries, messages
+
+_OWN = and_(deliveries.c.message == messages.c.number, deliveries.c.grp == bindparam("group"))
+_HELD = (
+    select(func.count())
+    .select_from(deliveries)
+    .where(deliveries.c.connection == bindparam("connection"), ~deliveries.c.committed)
+)
+_UNDELIVERED = rows.in_order(
+    select(messages)
+    .outerjoin(deliveries, _OWN)
+    .where(
+        *rows.OF_NAMED,
+        messages.c.number >= bindparam("first"),
+        deliveries.c.message.is_(None),
+        messages.c.number.not_in(bindparam("declined", expanding=True)),
+    )
+).with_for_update(of=messages)
+_DELIVERED = select(deliveries.c.message).where(
+    deliveries.c.grp == bindparam("group"),
+    deliveries.c.message.in_(bindparam("indexes", expanding=True)),
+)
+_DELIVER = insert(deliveries)
+_THESE = rows.in_order(
+    select(messages.c.number).where(
+        *rows.OF_NAMED, messages.c.number.in_(bindparam("indexes", expanding=True))
+    )
+).with_for_update()
+_GROUPS = (
+    select(consumers.c.grp)
+    .where(consumers.c.queue == bindparam("queue"), consumers.c.owner == bindparam("owner"))
+    .distinct()
+)
 
 
 class Pushing:
@@ -52,28 +84,17 @@ class Pushing:
 
     async def next_for(self, consumer: Consumer, *, refused: Iterable[int] = ()) -> list[Message]:
         """Deliver to a consumer what its window has room for; ``refused`` it does not get again."""
-        declined = list(refused)
 
         def work(connection: Connection) -> list[Message]:
-            held = connection.execute(
-                select(func.count())
-                .select_from(deliveries)
-                .where(deliveries.c.connection == consumer.connection, ~deliveries.c.committed)
-            ).scalar_one()
+            held = connection.execute(_HELD, {"connection": consumer.connection}).scalar_one()
             if held >= consumer.window:
                 return []
-            own = and_(deliveries.c.message == messages.c.number, deliveries.c.grp == consumer.group)
-            wanted = rows.in_order(
-                select(messages)
-                .outerjoin(deliveries, own)
-                .where(
-                    *rows.of(consumer.queue),
-                    messages.c.number >= consumer.first_index,
-                    deliveries.c.message.is_(None),
-                    messages.c.number.not_in(declined),
-                )
-            ).with_for_update(of=messages)
-            while found := rows.with_tags(connection, wanted, consumer.tags, consumer.window - held):
+            values = {
+                **rows.named(consumer.queue), "group": consumer.group, "first": consumer.first_index,
+                "declined": list(refused),
+            }  # fmt: skip
+            room = consumer.window - held
+            while found := rows.with_tags(connection, _UNDELIVERED, consumer.tags, room, values):
                 delivered = self._delivered(connection, consumer, found)
                 if delivered:
                     return delivered
@@ -86,18 +107,12 @@ class Pushing:
     ) -> list[Message]:
         """Of the locked messages those that are the consumer's now."""
         # What another process delivered between this transaction's look and its lock is seen now.
-        theirs = set(
-            connection.execute(
-                select(deliveries.c.message).where(
-                    deliveries.c.grp == consumer.group,
-                    deliveries.c.message.in_([one.index for one in found]),
-                )
-            ).scalars()
-        )
+        indexes = [one.index for one in found]
+        theirs = connection.execute(_DELIVERED, {"group": consumer.group, "indexes": indexes}).scalars().all()
         own = [one for one in found if one.index not in theirs]
         if own:
             connection.execute(
-                insert(deliveries),
+                _DELIVER,
                 [
                     {
                         "message": one.index,
@@ -116,26 +131,14 @@ class Pushing:
         """A group is done with these messages; those no other watching group waits for are gone."""
 
         def work(connection: Connection) -> None:
-            there = list(
-                connection.execute(
-                    rows.in_order(
-                        select(messages.c.number).where(*rows.of(queue), messages.c.number.in_(indexes))
-                    ).with_for_update()
-                ).scalars()
-            )
-            groups = set(
-                connection.execute(
-                    select(consumers.c.grp)
-                    .where(consumers.c.queue == queue.name, consumers.c.owner == queue.owner)
-                    .distinct()
-                ).scalars()
-            ) - {group}
+            there = _locked(connection, queue, indexes)
+            groups = set(connection.execute(_GROUPS, rows.named(queue)).scalars()) - {group}
             gone = [one for one in there if not (groups and self._missing(connection, one, groups))]
             for index in set(there) - set(gone):
                 done = update(deliveries).where(deliveries.c.message == index, deliveries.c.grp == group)
                 if not connection.execute(done.values(committed=True)).rowcount:
                     connection.execute(insert(deliveries).values(message=index, grp=group, committed=True))
-            rows.remove(connection, messages.c.number.in_(gone))
+            rows.remove_these(connection, gone)
             self._announce(connection, queue)
 
         await self._database.write(work)
@@ -151,8 +154,7 @@ class Pushing:
         """A consumer could not use these messages: another one of its group gets them."""
 
         def work(connection: Connection) -> None:
-            own = select(messages.c.number).where(*rows.of(queue), messages.c.number.in_(indexes))
-            there = list(connection.execute(rows.in_order(own).with_for_update()).scalars())
+            there = _locked(connection, queue, indexes)
             _release(connection, and_(deliveries.c.grp == group, deliveries.c.message.in_(there)))
             self._announce(connection, queue)
 
@@ -218,6 +220,12 @@ class Pushing:
 
     def _announce(self, connection: Connection, queue: Queue) -> None:
         self._database.announce(connection, rows.topic(queue))
+
+
+def _locked(connection: Connection, queue: Queue, indexes: Sequence[int]) -> list[int]:
+    """Those of the messages that are there."""
+    values = {**rows.named(queue), "indexes": list(indexes)}
+    return list(connection.execute(_THESE, values).scalars())
 
 
 def _release(connection: Connection, chosen: ColumnElement[bool]) -> None:
