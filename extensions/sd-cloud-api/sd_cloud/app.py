@@ -24,6 +24,7 @@ from sd_cloud.dialects import (
     tasks_models,
 )
 from sd_cloud.dialects.asked import Seam
+from sd_cloud.dialects.callbacks import Callbacks
 from sd_cloud.dialects.pages import told
 from sd_cloud.dialects.replay import Replay
 from sd_cloud.dialects.task_flag import TaskFlag
@@ -69,6 +70,7 @@ def attach(
     for dialect in (tasks, tasks_models, tasks_admin, dashscope, queue, pages, following, administration):
         # In front: one of them shares its path with Gradio.
         app.router.routes[0:0] = dialect.router(seam).routes
+    service.beside.append(Callbacks(seam).run)
     # Not by add_middleware, which refuses an app that serves already, as a webui does by now; without
     # its stack it builds one again at the next request.
     app.user_middleware.insert(0, Middleware(TaskFlag, seam=seam))

@@ -127,6 +127,13 @@ OURS: tuple[Flag, ...] = (
         1000,
         metavar="COUNT",
     ),
+    _ours(
+        "--webhook-secret",
+        "what calls to callback_url are signed with (default: one in the state dir)",
+        "text",
+        metavar="WHSEC",
+        secret=True,
+    ),
     _ours("--job-seconds", "longest time one job may take", "float", 3600.0, metavar="SECONDS"),
     _ours(
         "--max-delivery",

@@ -114,6 +114,7 @@ class Settings:
     api_auth: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     gradio_auth: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     no_auth: bool = False
+    webhook_secret: str | None = field(default=None, repr=False)
     # links and files
     image_link_allow: tuple[str, ...] = ()
     save_dir_roots: tuple[Path, ...] = ()

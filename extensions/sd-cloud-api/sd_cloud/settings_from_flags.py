@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from sd_cloud.command_line import parse
 from sd_cloud.flags import FLAGS
 from sd_cloud.settings import MIB, FetchLimits, ModelFolders, OssSettings, Precision, Settings
+from sd_cloud.webhook_secret import decoded
 
 PICTURE_TYPES = FetchLimits().types
 
@@ -72,6 +73,7 @@ def settings_of(values: Mapping[str, Any], environ: Mapping[str, str] = os.envir
         api_auth=api_auth,
         gradio_auth=_pairs("--gradio-auth", given["gradio_auth"]) + _auth_file(given["gradio_auth_path"]),
         no_auth=given["no_auth"],
+        webhook_secret=_webhook_secret(given["webhook_secret"]),
         image_link_allow=_addresses(given["image_link_allow"]),
         save_dir_roots=tuple(Path(one).expanduser().resolve() for one in given["save_dir_root"]),
         fetch=FetchLimits(
@@ -257,6 +259,16 @@ def _dashscope_model(text: str) -> tuple[str, str]:
     if not (name and equals and checkpoint):
         raise SettingsError("--dashscope-model", f"{text!r} is not NAME=CHECKPOINT")
     return name, checkpoint
+
+
+def _webhook_secret(text: str | None) -> str | None:
+    if not text:
+        return None
+    try:
+        decoded(text)
+    except ValueError as error:
+        raise SettingsError("--webhook-secret", str(error)) from None
+    return text
 
 
 def _mount(text: str) -> tuple[str, str]:

@@ -13,8 +13,9 @@ from sd_cloud.settings import Settings
 from sd_cloud.settings_from_flags import SettingsError, settings_from
 from sd_cloud.store.database import FILE_NAME, Database, open_database
 
-#: The flags of ``launch`` that say where a service's state is.
+#: The flags of ``launch`` that say where a service's state is, and what of it is given instead.
 PLACE = ("--data-dir", "--state-dir", "--database-url")
+FROM_ENVIRONMENT = (*PLACE, "--webhook-secret")
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,7 @@ def settings_given(given: argparse.Namespace, environ: Mapping[str, str]) -> Set
         if value is not None:
             argv += [name, str(value)]
     # What else is in the environment is launch's to complain about.
-    of_launch = {flag.variable for flag in FLAGS if flag.name not in PLACE}
+    of_launch = {flag.variable for flag in FLAGS if flag.name not in FROM_ENVIRONMENT}
     return settings_from(argv, {name: text for name, text in environ.items() if name not in of_launch})
 
 
@@ -56,7 +57,7 @@ def with_problems(run: Callable[[], None]) -> int:
     except SettingsError as error:
         print(f"sd-cloud: {error}", file=sys.stderr)
         return 2
-    except (ServiceError, OSError) as error:
+    except (ServiceError, OSError, ValueError) as error:
         print(f"sd-cloud: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

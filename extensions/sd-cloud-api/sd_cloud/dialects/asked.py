@@ -17,7 +17,7 @@ from starlette.requests import Request
 from sd_cloud.access import Access
 from sd_cloud.dialects import eas
 from sd_cloud.dialects.sdapi_checks import check_upscaler, check_values
-from sd_cloud.errors import BadRequest, NotImplementedHere
+from sd_cloud.errors import BadRequest
 from sd_cloud.job import Job, Kind, Outcome, Picture
 from sd_cloud.oss import SCHEME, Oss, OssAddress
 from sd_cloud.outputs.links import Links
@@ -31,6 +31,7 @@ NATIVE_PATHS: Mapping[Kind, str] = {
     "extras": "/sdapi/v1/extra-single-image",
 }
 LONGEST_KEY = 255
+LONGEST_LINK = 2048
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,24 @@ async def idempotency_of(request: Request) -> tuple[str, str] | None:
 
 
 def callback_in(given: Any, field: str = "callback_url") -> str | None:
-    """Raises BadRequest for what is no link, and says that this version calls nobody back."""
+    """Whom to tell of the task's end. Raises BadRequest for what is no link."""
     if given in (None, ""):
         return None
     if not isinstance(given, str) or not given.lower().startswith(("http://", "https://")):
         raise BadRequest("expected an http(s) link", field=field)
-    raise NotImplementedHere("this version calls nobody back; ask for the task's result", field=field)
+    if len(given) > LONGEST_LINK:
+        raise BadRequest(f"a link has at most {LONGEST_LINK} characters", field=field)
+    return given
+
+
+def callback_beside(tags: Mapping[str, str], body: bytes) -> str | None:
+    """The same of a queued request: its tag ``callback_url``, or that field of its body."""
+    if "callback_url" in tags:
+        return callback_in(tags["callback_url"])
+    if b'"callback_url"' not in body:
+        return None
+    try:
+        given = json.loads(body)
+    except ValueError:
+        return None  # its route says what is wrong with it
+    return callback_in(given.get("callback_url")) if isinstance(given, dict) else None

@@ -28,6 +28,7 @@ from sd_cloud.job import Picture
 from sd_cloud.outputs import links
 from sd_cloud.service import Service
 from sd_cloud.store.base import Task
+from sd_cloud.store.webhooks import WebhookTable
 
 TASKS = "/sd-cloud/v1/tasks"
 TASKS_AT_ONCE = 200
@@ -61,7 +62,8 @@ class _Tasks:
     def __init__(self, seam: Seam) -> None:
         self._access = seam.access
         self._service: Service = seam.service
-        self._links = FreshLinks(seam.settings)
+        self._webhooks = WebhookTable(seam.service.store.database)
+        self._telling = Telling(seam)
 
     async def listed(self, request: Request) -> Response:
         """The caller's tasks, the newest first; an admin's are everybody's."""
@@ -73,10 +75,7 @@ class _Tasks:
         )
         return JSONResponse(
             {
-                "tasks": [
-                    {**await self._said(one), "preview": await self._preview(one, LISTED_PIXELS)}
-                    for one in found
-                ],
+                "tasks": [await self._telling.listed(one) for one in found],
                 "waiting": await self._service.queue_length(),
                 "offset": offset,
             }
@@ -84,7 +83,10 @@ class _Tasks:
 
     async def one(self, request: Request, task_id: str) -> Response:
         task = await self._access.owned_task(request, self._service, task_id)
-        return JSONResponse({**await self._said(task), "preview": await self._preview(task)})
+        told = {**await self._telling.said(task), "preview": await self._telling.preview(task)}
+        if task.job.callback_url:
+            told["callback"] = await self._webhooks.of(task_id)
+        return JSONResponse(told)
 
     async def cancel(self, request: Request, task_id: str) -> Response:
         await self._access.owned_task(request, self._service, task_id)
@@ -114,11 +116,11 @@ class _Tasks:
                     if task is None:
                         return
                     number += 1
-                    content = await self._said(task)
+                    content = await self._telling.said(task)
                     progress = self._service.progress_of(task)
                     if progress is not None and progress.preview is not shown:
                         shown = progress.preview
-                        content["preview"] = await self._preview(task)
+                        content["preview"] = await self._telling.preview(task)
                     yield _event(LAST_ID if task.over else str(number), task.over, content)
                     if not task.over:
                         await asyncio.sleep(EVENT_SECONDS)
@@ -127,7 +129,15 @@ class _Tasks:
                 waiting.cancel()
                 await asyncio.gather(waiting, return_exceptions=True)
 
-    async def _said(self, task: Task) -> dict[str, Any]:
+
+class Telling:
+    """A task as our own routes and the calls to ``callback_url`` tell it, whatever dialect made it."""
+
+    def __init__(self, seam: Seam) -> None:
+        self._service: Service = seam.service
+        self._links = FreshLinks(seam.settings)
+
+    async def said(self, task: Task) -> dict[str, Any]:
         job = task.job
         progress = self._service.progress_of(task)
         outcome = await self._links.of(task.outcome, job.owner) if task.outcome is not None else None
@@ -156,7 +166,10 @@ class _Tasks:
             "pictures": [_picture(one) for one in outcome.pictures] if outcome is not None else [],
         }
 
-    async def _preview(self, task: Task, most_pixels: int = PREVIEW_PIXELS) -> str | None:
+    async def listed(self, task: Task) -> dict[str, Any]:
+        return {**await self.said(task), "preview": await self.preview(task, LISTED_PIXELS)}
+
+    async def preview(self, task: Task, most_pixels: int = PREVIEW_PIXELS) -> str | None:
         """A data URL: it can be an ``img``'s ``src`` as it stands."""
         progress = self._service.progress_of(task)
         if progress is None or progress.preview is None:

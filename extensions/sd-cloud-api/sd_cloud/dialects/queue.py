@@ -23,7 +23,7 @@ from starlette.routing import Match, WebSocketRoute
 
 from sd_cloud import errors
 from sd_cloud.access import Caller
-from sd_cloud.dialects.asked import Seam
+from sd_cloud.dialects.asked import Seam, callback_beside
 from sd_cloud.dialects.queue_frames import PROTOBUF, frame_json, frames_bytes
 from sd_cloud.dialects.queue_request import (
     GROUP_HEADER,
@@ -134,6 +134,7 @@ class _Queue:
             body=data,
             caller=caller,
             dialect="queue",
+            callback_url=callback_beside(query.tags, data),
             priority=priority,
             labels=query.tags,
             id=request_id,

@@ -130,7 +130,8 @@ async def post(
 ) -> Answer:
     """POST bytes to a link. A redirect is not followed: its status is the answer.
 
-    Raises as :func:`fetch` does, but an answer of any status is an answer.
+    Raises as :func:`fetch` does, but an answer of any status is an answer, and of its body no more
+    is read than the limit.
     """
     sent = [(name.encode("ascii"), value.encode("utf-8")) for name, value in (headers or {}).items()]
 
@@ -139,11 +140,20 @@ async def post(
         async with _exchange(
             "POST", url, policy, field=field, certificates=certificates, headers=sent, content=content
         ) as response:
-            told = Answering(response, url.host)
-            body = b"".join([chunk async for chunk in told.chunks(limits.limit_bytes, field=field)])
-        return Answer(response.status, body)
+            body = bytearray()
+            async for chunk in response.aiter_stream():
+                body += chunk
+                if len(body) >= limits.limit_bytes:
+                    break
+        return Answer(response.status, bytes(body[: limits.limit_bytes]))
 
     return await in_time(send(), link, limits.seconds, field=field)
+
+
+async def check_address(link: str, *, policy: AddressPolicy, field: str) -> None:
+    """Raises InputRefused for a link whose address is not allowed, InputUnreachable for none."""
+    url = _checked_url(link, field=field)
+    await policy.choose(url.raw_host.decode("ascii"), url.port or 443, field=field)
 
 
 async def in_time(work: Coroutine[Any, Any, T], link: str, seconds: float, *, field: str) -> T:

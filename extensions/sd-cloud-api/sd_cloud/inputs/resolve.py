@@ -9,10 +9,10 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from sd_cloud.errors import InputRefused
+from sd_cloud.errors import InputRefused, InputUnreachable
 from sd_cloud.inputs import guard
 from sd_cloud.inputs.address import AddressPolicy
-from sd_cloud.inputs.fetch import fetch
+from sd_cloud.inputs.fetch import check_address, fetch
 from sd_cloud.inputs.pictures import check_picture, decoded, is_bare_picture
 from sd_cloud.inputs.units import Slot, picture_slots, take_links
 from sd_cloud.job import Job
@@ -44,6 +44,14 @@ class Inputs:
     def check_paths(self, job: Job) -> None:
         """Refuse a job that names a path it may not (see :mod:`sd_cloud.inputs.guard`)."""
         guard.check_paths(job, self._roots, self._oss, self._settings.data_dir)
+
+    async def check_link(self, link: str, *, field: str) -> None:
+        """Raises InputRefused for a link that leads where none may. One to a host that has no
+        address at this moment passes."""
+        try:
+            await check_address(link, policy=self._policy, field=field)
+        except InputUnreachable:
+            pass
 
     async def resolve(self, job: Job) -> Job:
         """The job with each picture of its payload as plain base64 of the original, checked bytes.

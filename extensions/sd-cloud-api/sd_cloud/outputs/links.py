@@ -12,7 +12,6 @@ import binascii
 import hashlib
 import hmac
 import os
-import secrets
 import struct
 import time
 from pathlib import Path
@@ -20,12 +19,12 @@ from urllib.parse import quote
 
 from sd_cloud.errors import NotAllowed, TaskNotFound
 from sd_cloud.roots import Roots, resolved
+from sd_cloud.secret_file import kept_secret
 from sd_cloud.settings import Settings
 
 ROUTE = "/sd-cloud/v1/files"
 _VERSION = 1
 _HEAD = struct.Struct(">BQ32s")
-_SECRET_BYTES = 32
 
 
 class Links:
@@ -96,23 +95,5 @@ def base_url(settings: Settings) -> str:
 
 
 def link_secret(state_dir: Path) -> bytes:
-    """The secret that links are signed with, made once per state dir and readable by us alone.
-
-    Raises ValueError when the file is there but is not such a secret.
-    """
-    path = state_dir / "link-secret"
-    if not path.exists():
-        state_dir.mkdir(parents=True, exist_ok=True)
-        fresh = state_dir / f".link-secret-{secrets.token_hex(8)}"
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(_SECRET_BYTES))
-        try:
-            os.link(fresh, path)  # whole at once, and only one of several processes wins
-        except FileExistsError:
-            pass
-        finally:
-            fresh.unlink()
-    secret = path.read_bytes()
-    if len(secret) != _SECRET_BYTES:
-        raise ValueError(f"{path} is damaged; delete it to have a new one made (older links then end)")
-    return secret
+    """The secret that links are signed with, made once per state dir. Raises ValueError."""
+    return kept_secret(state_dir / "link-secret")

@@ -26,6 +26,8 @@ class Inputs(Protocol):
 
     def check_paths(self, job: Job) -> None: ...
 
+    async def check_link(self, link: str, *, field: str) -> None: ...
+
 
 class Preparing:
     """Checks jobs and fetches their inputs."""
@@ -39,6 +41,8 @@ class Preparing:
 
     async def check(self, job: Job) -> Job:
         """What can be refused before it is queued. Names are resolved to the catalogue's own."""
+        if job.callback_url:
+            await self._inputs.check_link(job.callback_url, field="callback_url")
         if job.kind == "call":
             return job  # its route checks
         await asyncio.to_thread(self._inputs.check_paths, job)  # follows links, on whatever disk

@@ -36,7 +36,7 @@ from sd_cloud.store.base import ENDED, Recovered, State, Task
 from sd_cloud.store.database import Database, open_database
 from sd_cloud.store.ending import Ending
 from sd_cloud.store.rows import task_of, unexpired
-from sd_cloud.store.schema import forgotten, tasks
+from sd_cloud.store.schema import forgotten, tasks, webhooks
 
 DAY_SECONDS = 86400.0
 #: How long it is known that a task was there and has expired.
@@ -393,6 +393,7 @@ class SqlStore:
                 connection.execute(
                     insert(forgotten).values(task_id=row.id, owner=row.owner, until=now + REMEMBERED_SECONDS)
                 )
+            connection.execute(delete(webhooks).where(webhooks.c.task_id.in_(task_ids)))
             connection.execute(delete(tasks).where(tasks.c.id.in_(task_ids)))
 
         await self.database.write(work)
