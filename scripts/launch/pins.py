@@ -22,7 +22,8 @@ RUNTIME = (
     "torch", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate", "torchsde", "scipy",
     "numpy", "pillow", "opencv-python-headless", "regex", "ftfy", "lark", "PyYAML", "piexif",
     "fastapi", "uvicorn", "websockets", "python-multipart", "httpx", "httpcore", "gradio", "psutil",
-    "nudenet", "oss2", "SQLAlchemy", "alembic", "psycopg[binary]", "argon2-cffi", "protobuf", "setuptools",
+    "nudenet", "oss2", "SQLAlchemy", "alembic", "psycopg[binary]", "argon2-cffi", "protobuf",
+    "sentencepiece", "setuptools",
 )  # fmt: skip
 #: What only tests, checks and the demo's training add.
 TEST = (

@@ -34,6 +34,13 @@ class Translator:
         self._turn = asyncio.Lock()
         self._rest: asyncio.TimerHandle | None = None
 
+    async def until_stopped(self) -> None:
+        """The model's process ends with the service."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.close()
+
     async def english(self, texts: Sequence[str]) -> list[str]:
         """The texts, those with Chinese in them translated. Raises EngineFailed."""
         chinese = [text for text in texts if _CHINESE.search(text)]

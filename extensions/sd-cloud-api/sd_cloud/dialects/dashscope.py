@@ -9,10 +9,9 @@ was and one of somebody else are the same to a caller: 404, ``UNKNOWN``; an own 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import wraps
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +24,7 @@ from sd_cloud.access import Caller
 from sd_cloud.dialects.asked import FreshLinks, Seam, idempotency_of, json_body
 from sd_cloud.dialects.dashscope_models import Choice
 from sd_cloud.dialects.dashscope_request import ModelNotFound, job_of, model_of
+from sd_cloud.dialects.routes import refused, router_of
 from sd_cloud.job import Outcome
 from sd_cloud.store.base import State, Task
 from sd_cloud.translation import Translator
@@ -50,29 +50,10 @@ TIMED_OUT = (
     "please try again later or contact service support."
 )
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-def told(endpoint: Endpoint) -> Endpoint:
-    @wraps(endpoint)
-    async def with_errors(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except errors.ServiceError as error:
-            return refusal(error)
-
-    return with_errors
-
 
 def refusal(error: errors.ServiceError) -> Response:
-    status = {422: 400}.get(error.http_status, error.http_status)
     code, message = in_words(error)
-    response = JSONResponse(
-        {"code": code, "message": message, "request_id": str(uuid4())}, status_code=status
-    )
-    if status in (429, 503):
-        response.headers["Retry-After"] = str(errors.QueueFull.retry_after_seconds)
-    return response
+    return refused(error, {"code": code, "message": message, "request_id": str(uuid4())})
 
 
 def in_words(error: errors.ServiceError) -> tuple[str, str]:
@@ -106,17 +87,15 @@ def in_words(error: errors.ServiceError) -> tuple[str, str]:
 
 
 def router(seam: Seam) -> APIRouter:
-    routes = APIRouter()
     dashscope = _DashScope(seam)
-    for path, endpoint, method in (
-        (SUBMIT, dashscope.submit, "POST"),
-        (TASKS, dashscope.listed, "GET"),
-        (TASKS + "/", dashscope.listed, "GET"),
-        (TASKS + "/{task_id}", dashscope.fetch, "GET"),
-        (TASKS + "/{task_id}/cancel", dashscope.cancel, "POST"),
-    ):
-        routes.add_api_route(path, told(endpoint), methods=[method], response_model=None)
-    return routes
+    return router_of(
+        refusal,
+        ("POST", SUBMIT, dashscope.submit),
+        ("GET", TASKS, dashscope.listed),
+        ("GET", TASKS + "/", dashscope.listed),
+        ("GET", TASKS + "/{task_id}", dashscope.fetch),
+        ("POST", TASKS + "/{task_id}/cancel", dashscope.cancel),
+    )
 
 
 class _DashScope:
@@ -126,6 +105,7 @@ class _DashScope:
         self._links = FreshLinks(seam.settings)
         self._choice = Choice(seam.settings.dashscope_models)
         self._translator = Translator(seam.settings.data_dir / "models" / "translation")
+        seam.service.beside.append(self._translator.until_stopped)
 
     async def submit(self, request: Request) -> Response:
         caller = await self._caller(request)

@@ -40,6 +40,7 @@ from sd_cloud.dialects.queue_request import (
 from sd_cloud.dialects.queue_results import Results
 from sd_cloud.dialects.queue_watch import Watchers
 from sd_cloud.dialects.replay import call_job
+from sd_cloud.dialects.routes import refused, telling
 from sd_cloud.job import new_id
 from sd_cloud.store.messages import MessageStore
 from sd_cloud.store.pushing import Pushing
@@ -62,7 +63,7 @@ def router(seam: Seam) -> APIRouter:
     path = PREFIX + "{path:path}"
     routes.routes.append(WebSocketRoute(path, watchers.watch))
     routes.add_api_route(
-        path, queue.answer, methods=["GET", "POST", "PUT", "DELETE"], response_model=None,
+        path, telling(refusal, queue.answer), methods=["GET", "POST", "PUT", "DELETE"], response_model=None,
         include_in_schema=False,
     )  # fmt: skip
     return routes
@@ -76,19 +77,16 @@ class _Queue:
         self._watchers = watchers
 
     async def answer(self, request: Request) -> Response:
-        try:
-            caller = await self._seam.access.permitted(request)
-            place = place_of(request.path_params["path"], self._seam.settings, caller.owner)
-            query = Query.of(request)
-            if request.method == "POST":
-                return await self._post(request, place, query, caller)
-            if request.method == "PUT":
-                return await self._put(request, place, query)
-            if request.method == "DELETE":
-                return await self._delete(place, query)
-            return await self._get(request, place, query)
-        except errors.ServiceError as error:
-            return refusal(error)
+        caller = await self._seam.access.permitted(request)
+        place = place_of(request.path_params["path"], self._seam.settings, caller.owner)
+        query = Query.of(request)
+        if request.method == "POST":
+            return await self._post(request, place, query, caller)
+        if request.method == "PUT":
+            return await self._put(request, place, query)
+        if request.method == "DELETE":
+            return await self._delete(place, query)
+        return await self._get(request, place, query)
 
     # -- put ------------------------------------------------------------------------------------
 
@@ -320,8 +318,4 @@ class PayloadTooLarge(errors.BadRequest):
 
 
 def refusal(error: errors.ServiceError) -> Response:
-    status = 400 if error.http_status == 422 else error.http_status
-    response = JSONResponse({"code": error.code, "message": str(error)}, status_code=status)
-    if status in (429, 503):
-        response.headers["Retry-After"] = str(errors.QueueFull.retry_after_seconds)
-    return response
+    return refused(error, {"code": error.code, "message": str(error)})

@@ -10,10 +10,8 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime
-from functools import wraps
 from typing import Any
 
 from fastapi import APIRouter
@@ -23,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 
 from sd_cloud import errors
 from sd_cloud.dialects.asked import FreshLinks, Seam, callback_in, idempotency_of, json_body, stored_key
+from sd_cloud.dialects.routes import Endpoint, refused, router_of, status_of
 from sd_cloud.job import Job, Kind, Outcome, Picture, Progress, Target
 from sd_cloud.service import Service
 from sd_cloud.store.base import State, Task
@@ -39,31 +38,13 @@ PATHS: dict[str, Kind] = {"/txt2img": "txt2img", "/img2img": "img2img", "/extra_
 #: What of a request is this dialect's own; the rest is the native payload.
 OWN_FIELDS = ("stable_diffusion_model", "sd_vae", "save_dir", "callback_url")
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-def told(endpoint: Endpoint) -> Endpoint:
-    """Errors of the service in this dialect's words."""
-
-    @wraps(endpoint)
-    async def with_errors(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except errors.ServiceError as error:
-            return refusal(error)
-
-    return with_errors
-
 
 def refusal(error: errors.ServiceError, task_id: str | None = None) -> Response:
-    status = 400 if error.http_status == 422 else error.http_status
+    status = status_of(error)
     content: dict[str, Any] = {"code": status, "message": str(error)}
     if task_id is not None:
         content |= {"taskId": task_id, "status": WORDS["cancelled" if status == 409 else "failed"]}
-    response = JSONResponse(content, status_code=status)
-    if status in (429, 503):
-        response.headers["Retry-After"] = str(errors.QueueFull.retry_after_seconds)
-    return response
+    return refused(error, content)
 
 
 def wants_async(request: Request) -> bool:
@@ -75,18 +56,14 @@ def wants_async(request: Request) -> bool:
 
 
 def router(seam: Seam) -> APIRouter:
-    routes = APIRouter()
     making, watching = _Making(seam), _Watching(seam)
-    for path, kind in PATHS.items():
-        routes.add_api_route(path, told(making.endpoint(kind)), methods=["POST"], response_model=None)
-    for verb, endpoint, method in (
-        ("progress", watching.progress, "GET"),
-        ("result", watching.result, "GET"),
-        ("cancellation", watching.cancellation, "POST"),
-    ):
-        path = "/tasks/{task_id}/" + verb
-        routes.add_api_route(path, told(endpoint), methods=[method], response_model=None)
-    return routes
+    return router_of(
+        refusal,
+        *(("POST", path, making.endpoint(kind)) for path, kind in PATHS.items()),
+        ("GET", "/tasks/{task_id}/progress", watching.progress),
+        ("GET", "/tasks/{task_id}/result", watching.result),
+        ("POST", "/tasks/{task_id}/cancellation", watching.cancellation),
+    )
 
 
 class _Making:

@@ -22,7 +22,8 @@ from starlette.types import Scope
 from sd_cloud import errors
 from sd_cloud.dialects.asked import Seam, json_body
 from sd_cloud.dialects.replay import Replay, call_job
-from sd_cloud.dialects.tasks import told
+from sd_cloud.dialects.routes import router_of, telling
+from sd_cloud.dialects.tasks import refusal
 from sd_cloud.store.models import FunctionTable
 
 #: Resources a function may be given, and what each is.
@@ -54,18 +55,18 @@ class JsonRoute(APIRoute):
 
 
 def router(seam: Seam) -> APIRouter:
-    routes = APIRouter()
     admin, functions = _Admin(seam), _Functions(seam)
-    routes.routes.append(JsonRoute("/login", told(admin.login), methods=["POST"], response_model=None))
-    for path, endpoint, method in (
-        ("/options", admin.options, "POST"),
-        ("/restart", admin.restart, "POST"),
-        ("/list/sdapi/functions", functions.listed, "GET"),
-        ("/list/sdapi/fucntions", functions.listed, "GET"),
-        ("/batch_update_sd_resource", functions.update, "POST"),
-        ("/del/sd/functions", functions.delete, "POST"),
-    ):
-        routes.add_api_route(path, told(endpoint), methods=[method], response_model=None)
+    routes = router_of(
+        refusal,
+        ("POST", "/options", admin.options),
+        ("POST", "/restart", admin.restart),
+        ("GET", "/list/sdapi/functions", functions.listed),
+        ("GET", "/list/sdapi/fucntions", functions.listed),
+        ("POST", "/batch_update_sd_resource", functions.update),
+        ("POST", "/del/sd/functions", functions.delete),
+    )
+    login = telling(refusal, admin.login)
+    routes.routes.append(JsonRoute("/login", login, methods=["POST"], response_model=None))
     return routes
 
 

@@ -23,7 +23,8 @@ from starlette.responses import JSONResponse, Response
 
 from sd_cloud import errors
 from sd_cloud.dialects.asked import Seam, json_body
-from sd_cloud.dialects.tasks import told, wants_async
+from sd_cloud.dialects.routes import router_of
+from sd_cloud.dialects.tasks import refusal, wants_async
 from sd_cloud.inputs.address import AddressPolicy
 from sd_cloud.inputs.download import download
 from sd_cloud.oss import SCHEME, Oss
@@ -47,17 +48,15 @@ _ETAG = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}")
 
 
 def router(seam: Seam) -> APIRouter:
-    routes = APIRouter()
     models = _Models(seam)
-    for path, endpoint, method in (
-        ("/models", models.listed, "GET"),
-        ("/models", models.register, "POST"),
-        ("/models/{model_name:path}", models.one, "GET"),
-        ("/models/{model_name:path}", models.change, "PUT"),
-        ("/models/{model_name:path}", models.delete, "DELETE"),
-    ):
-        routes.add_api_route(path, told(endpoint), methods=[method], response_model=None)
-    return routes
+    return router_of(
+        refusal,
+        ("GET", "/models", models.listed),
+        ("POST", "/models", models.register),
+        ("GET", "/models/{model_name:path}", models.one),
+        ("PUT", "/models/{model_name:path}", models.change),
+        ("DELETE", "/models/{model_name:path}", models.delete),
+    )
 
 
 class _Models:
