@@ -166,7 +166,16 @@ def _scripts() -> Iterator[Case]:
         script_args=[2, 0.4, "Lazy", "None"],
         n_iter=2,
     )
-    for upscaler in (0, 1, "Lanczos", "Nearest"):
+    yield case(
+        "scripts",
+        "Loopback, colour correction",
+        "img2img",
+        **source(0.5),
+        script_name="Loopback",
+        script_args=[3, 0.6, "Linear", "None"],
+        override_settings={"img2img_color_correction": True},
+    )
+    for upscaler in (0, 1, "Lanczos", "Nearest", "tiny-x4"):
         yield case(
             "scripts",
             f"SD upscale, {upscaler}",

@@ -38,10 +38,21 @@ def _hires() -> Iterator[Case]:
         "own negative": {"hr_negative_prompt": "red"},
         "own checkpoint": {"hr_checkpoint_name": "tiny-b"},
         "own checkpoint, Lanczos": {"hr_checkpoint_name": "tiny-b", "hr_upscaler": "Lanczos"},
+        "own checkpoint of one configuration, Lanczos": {
+            "hr_checkpoint_name": "twins/twin.ckpt",
+            "hr_upscaler": "Lanczos",
+            **_set(sd_model_checkpoint="twins/twin.safetensors"),
+        },
+        "ESRGAN": {"hr_upscaler": "tiny-x4"},
+        "ESRGAN, compact": {"hr_upscaler": "tiny-compact", "hr_scale": 3},
+        "ESRGAN, batch of 2 x 2": {"hr_upscaler": "tiny-x4", "batch_size": 2, "n_iter": 2},
+        "ESRGAN, own checkpoint": {"hr_upscaler": "tiny-x4", "hr_checkpoint_name": "tiny-b"},
         "second pass steps 0": {"hr_second_pass_steps": 0},
         "denoising 0": {"denoising_strength": 0},
         "denoising 1": {"denoising_strength": 1},
         "denoising 0.05": {"denoising_strength": 0.05},
+        "denoising 0.01": {"denoising_strength": 0.01},
+        "denoising 0.01, Karras": {"denoising_strength": 0.01, "hr_scheduler": "Karras"},
         "no denoising given": {"denoising_strength": None},
         "no upscaler given": {"hr_upscaler": None},
         "batch of 2 x 2": {"batch_size": 2, "n_iter": 2, "steps": 3},
@@ -109,6 +120,14 @@ def _img2img() -> Iterator[Case]:
         "SD 2": {**_set(sd_model_checkpoint="tiny-sd2v")},
         "VAE": {**_set(sd_vae="tiny-vae.safetensors")},
         "upscaler": {**_set(upscaler_for_img2img="Nearest"), "width": 256, "height": 192},
+        "ESRGAN": {**_set(upscaler_for_img2img="tiny-x4"), "width": 256, "height": 192},
+        "ESRGAN, two pictures": {
+            **_set(upscaler_for_img2img="tiny-compact"),
+            "init_images": [pictures.plain(), pictures.other()],
+            "batch_size": 2,
+            "width": 256,
+            "height": 192,
+        },
         "include_init_images": {"include_init_images": True},
         "subseed": {"subseed": 4, "subseed_strength": 0.4},
         "tiling": {"tiling": True},
@@ -207,6 +226,21 @@ def _refiner() -> Iterator[Case]:
         )
     yield case("refiner", "refiner by script", alwayson_scripts={"Refiner": {"args": [True, "tiny-b", 0.5]}})
     yield case("refiner", "refiner with LoRA", prompt=f"{CAT} <lora:tiny-style:0.8>", **refiner)
+    twin = {"refiner_checkpoint": "twins/twin.ckpt", "refiner_switch_at": 0.5}
+    yield case(
+        "refiner",
+        "refiner of one configuration with LoRA",
+        prompt=f"{CAT} <lora:tiny-style:0.8>",
+        **_set(sd_model_checkpoint="twins/twin.safetensors"),
+        **twin,
+    )
+    yield case(
+        "refiner",
+        "refiner with LoRA, hires, both passes, Lanczos",
+        override_settings={"hires_fix_refiner_pass": "both passes"},
+        **{**hires_fields(hr_upscaler="Lanczos"), "prompt": f"{CAT} <lora:tiny-style:0.8>"},
+        **refiner,
+    )
     yield case("refiner", "refiner, editing", prompt="a [cat:dog:0.7] [x|y]", **refiner)
     yield case("refiner", "the refiner is the checkpoint", refiner_checkpoint="tiny-a", refiner_switch_at=0.5)
 

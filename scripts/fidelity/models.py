@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
+
+from sd_cloud.engines.diffusion.upscale_models import RRDBNet, SRVGGNetCompact
 
 PLACES = {
     "tiny-?*.safetensors": "models/Stable-diffusion",
@@ -17,6 +20,9 @@ OTHER_PLACES = {
     "tiny-style.safetensors": "models/Lora",
     "tiny-word.safetensors": "embeddings",
 }
+UPSCALERS = "models/ESRGAN"
+TWINS = "models/Stable-diffusion/twins"
+OPEN_CLIP = "extensions/tiny-open-clip/scripts/configs.py"
 STYLES = """name,prompt,negative_prompt
 plain,"oil painting, thick",blurry
 around,"a photo of {prompt}, at night","ugly, {prompt}"
@@ -24,16 +30,14 @@ around,"a photo of {prompt}, at night","ugly, {prompt}"
 
 
 def prepare(data_dir: Path, golden: Path) -> None:
-    """Copy the golden models where the webui looks for them; write a second LoRA and two styles."""
+    """Copy the golden models where the webui looks for them, and make what else the cases call for."""
     for pattern, folder in PLACES.items():
         for file in (golden / "checkpoints").glob(pattern):
             _copy(file, data_dir / OTHER_PLACES.get(file.name, folder))
-    second = data_dir / "models" / "Lora" / "tiny-second.safetensors"
-    if not second.exists():
-        with safe_open(golden / "checkpoints" / "tiny-style.safetensors", "pt") as style:
-            tensors = {key: style.get_tensor(key) for key in style.keys()}  # noqa: SIM118 - no mapping
-        turned = {k: -v.flip(0) if k.endswith("lora_up.weight") else v for k, v in tensors.items()}
-        save_file({key: tensor.contiguous() for key, tensor in turned.items()}, second)
+    _name_paths(data_dir, golden)
+    _twins(data_dir)
+    _second_lora(data_dir, golden)
+    _upscalers(data_dir / UPSCALERS)
     (data_dir / "styles.csv").write_text(STYLES, "utf-8")
 
 
@@ -41,3 +45,50 @@ def _copy(file: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / file.name).exists():
         shutil.copy(file, folder)
+        (folder / file.name).chmod(0o644)
+
+
+def _name_paths(data_dir: Path, golden: Path) -> None:
+    """The webui wants to be told where the small text encoders' configurations are."""
+    for sidecar in data_dir.glob("models/Stable-diffusion/*.yaml"):
+        sidecar.write_text(sidecar.read_text("utf-8").replace("@tinyclip", str(golden / "tinyclip")), "utf-8")
+    script = data_dir / OPEN_CLIP
+    script.parent.mkdir(parents=True, exist_ok=True)
+    folder = str(golden / "checkpoints")
+    script.write_text(f"import open_clip\n\nopen_clip.add_model_config({folder!r})\n", "utf-8")
+
+
+def _twins(data_dir: Path) -> None:
+    """The two SD 1 checkpoints under one name: they share a yaml, as checkpoints without one do."""
+    checkpoints, twins = data_dir / "models" / "Stable-diffusion", data_dir / TWINS
+    if twins.exists():
+        return
+    twins.mkdir()
+    shutil.copy(checkpoints / "tiny-a.safetensors", twins / "twin.safetensors")
+    shutil.copy(checkpoints / "tiny-a.yaml", twins / "twin.yaml")
+    _save_pickle({"state_dict": load_file(checkpoints / "tiny-b.safetensors")}, twins / "twin.ckpt")
+
+
+def _second_lora(data_dir: Path, golden: Path) -> None:
+    second = data_dir / "models" / "Lora" / "tiny-second.safetensors"
+    if not second.exists():
+        tensors = load_file(golden / "checkpoints" / "tiny-style.safetensors")
+        turned = {k: -v.flip(0) if k.endswith("lora_up.weight") else v for k, v in tensors.items()}
+        save_file({key: tensor.contiguous() for key, tensor in turned.items()}, second)
+
+
+def _upscalers(folder: Path) -> None:
+    """An RRDBNet and an SRVGGNetCompact that change a picture visibly."""
+    if folder.exists():
+        return
+    folder.mkdir(parents=True)
+    torch.manual_seed(3)
+    rrdb = RRDBNet(features=16, growth=32, blocks=2, doublings=2)
+    compact = SRVGGNetCompact(features=16, convolutions=3, scale=2)
+    _save_pickle({"params_ema": rrdb.state_dict()}, folder / "tiny-x4.pth")
+    _save_pickle({"params": compact.state_dict()}, folder / "tiny-compact.pth")
+
+
+def _save_pickle(content: dict[str, Any], file: Path) -> None:
+    """In torch's older file format: the webui refuses what today's torch writes."""
+    torch.save(content, file, _use_new_zipfile_serialization=False)

@@ -61,10 +61,8 @@ class DiffusionWorker:
 
     def _make(self, job: Job, report: Report, control: Control, before: Before) -> Outcome:
         sentences = check_unsupported(job)
-        one = JobRun(self.workshop, job, report, control)
-        one.comments += sentences
-        one.marks |= before.marks
-        one.encoding_seed = before.last_seed
+        one = JobRun(self.workshop, job, report, control, before)
+        one.state.comments += sentences
         return one.run()
 
     def unload(self) -> None:

@@ -22,11 +22,12 @@ def resizer(
     option: Callable[[str, Any], Any],
     device: torch.device,
     stop: Callable[[], bool],
+    drawn: Callable[[int], None],
 ) -> pictures.Resize:
     """A resizing that enlarges by the named upscaler and brings to size by Lanczos.
 
-    ``stop`` is asked between tiles. The resizing raises BadRequest, naming ``field``, for an
-    upscaler that is not there.
+    ``stop`` is asked between tiles; ``drawn`` is as :func:`upscale` has it. The resizing raises
+    BadRequest, naming ``field``, for an upscaler that is not there.
     """
     if name in (None, "", "None"):
         return pictures.stretch
@@ -37,7 +38,15 @@ def resizer(
         if scale > 1.0 and image.mode != "L":
             tiles = TileSize.of_options(option)
             image = upscale(
-                image, name, scale, settings=settings, tiles=tiles, device=device, stop=stop, field=field
+                image,
+                name,
+                scale,
+                settings=settings,
+                tiles=tiles,
+                device=device,
+                stop=stop,
+                field=field,
+                drawn=drawn,
             )
         return image if image.size == (width, height) else pictures.stretch(image, width, height)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from sd_cloud.engines.base import Checkpoint
 from sd_cloud.engines.diffusion import pictures
-from sd_cloud.engines.diffusion.latents import Coder, to_unit
-from sd_cloud.engines.diffusion.noise import Source
+from sd_cloud.engines.diffusion.latents import to_unit
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.request import Hires, Request
 
@@ -46,6 +46,15 @@ class Target:
             self.cut_y // 2 : height - (self.cut_y + 1) // 2,
             self.cut_x // 2 : width - (self.cut_x + 1) // 2,
         ]
+
+
+@dataclass(frozen=True)
+class HiresPlan:
+    """``checkpoint`` is None where the pass goes on with the job's own."""
+
+    hires: Hires
+    target: Target
+    checkpoint: Checkpoint | None = None
 
 
 def target_size(request: Request, hires: Hires, marks: MutableMapping[str, Any]) -> Target:
@@ -93,18 +102,9 @@ def enlarge_latent(latent: Tensor, hires: Hires, target: Target) -> Tensor:
     return functional.interpolate(latent, size=size, mode=mode, antialias=antialias)
 
 
-def enlarge_pictures(
-    images: Sequence[Image.Image],
-    target: Target,
-    by: Callable[[Image.Image, int, int], Image.Image],
-    coder: Coder,
-    source: Source,
-    latent: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Pictures enlarged as pictures and encoded: pixels [B, 3, H, W] in -1..1, and their latent."""
-    larger = [pictures.resize(0, image, target.width, target.height, by) for image in images]
-    pixels = to_unit(larger).to(latent.device) * 2 - 1
-    return pixels, coder.encode(pixels, source)
+def enlarge_pictures(images: Sequence[Image.Image], target: Target, by: pictures.Resize) -> Tensor:
+    """Pictures enlarged as pictures: [B, 3, H, W] in 0..1."""
+    return to_unit([pictures.resize(0, image, target.width, target.height, by) for image in images])
 
 
 def saves_first_pass(request: Request, options: Options) -> bool:

@@ -47,7 +47,10 @@ NO_MASK = MaskPlan(None, None, None, None)
 
 @dataclass(frozen=True)
 class Prepared:
-    """Ready to sample. ``keep``/``change`` [C, h, w]: 1 where the latent stays or is made anew."""
+    """Ready to sample. ``keep``/``change`` [C, h, w]: 1 where the latent stays or is made anew.
+
+    ``condition`` [B, 5, h, w] is what an inpainting model sees beside the latent.
+    """
 
     latent: Tensor
     pixels: Tensor
@@ -61,6 +64,7 @@ class Prepared:
     batch_size: int
     whole_mask: Image.Image | None = None
     crop: pictures.Box | None = None
+    condition: Tensor | None = None
 
 
 @dataclass

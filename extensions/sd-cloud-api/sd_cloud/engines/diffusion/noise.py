@@ -16,6 +16,7 @@ from torch import Tensor
 from sd_cloud.errors import BadRequest
 
 LATENT_PIXELS = 8
+NUMBERS_AT_ONCE = 1 << 20
 
 
 class Source(Protocol):
@@ -81,11 +82,22 @@ class PhiloxSource:
         return c0.astype(np.uint32), c1.astype(np.uint32)
 
 
-def encoder_source(seed: int) -> TorchSource:
+class EncoderSource(TorchSource):
     """What a VAE's encoder draws from: torch's CPU generator on every device and for every
     ``randn_source``, as in the LDM code that the webui encodes with.
+
+    It is one for the whole process there, so whatever else draws from it moves it on.
     """
-    return TorchSource(seed, torch.device("cpu"))
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed, torch.device("cpu"))
+
+    def pass_over(self, count: int) -> None:
+        """Go on as if ``count`` numbers had been drawn."""
+        while count > 0:
+            now = min(count, NUMBERS_AT_ONCE)
+            torch.empty(now).uniform_(generator=self._generator)
+            count -= now
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,13 @@ class Before:
     """What a job of a script has from the script, and from the job before it.
 
     ``marks`` stand first in its ``extra_generation_params``. ``last_seed``: img2img's encoding goes
-    on with the random numbers that the seed of the picture before left behind.
+    on with the random numbers that the seed of the picture before left behind, and ``drawn`` numbers
+    further on.
     """
 
     marks: Mapping[str, Any] = field(default_factory=dict)
     last_seed: int | None = None
+    drawn: int = 0
 
 
 Make = Callable[[Job, Before, Report], Outcome]
@@ -60,6 +62,7 @@ class Session:
     """A script at work: its job, and the ordinary jobs it has run so far.
 
     ``values`` are its arguments by name. ``count`` is how many jobs it will run, for progress.
+    ``drawn`` counts the random numbers that it has drawn itself since the last job.
     """
 
     job: Job
@@ -71,6 +74,7 @@ class Session:
     device: torch.device | str
     count: int = 1
     done: int = 0
+    drawn: int = 0
     outcomes: list[Outcome] = field(default_factory=list)
     options: Options = field(init=False)
 
@@ -119,10 +123,14 @@ class Session:
         payload = {**self.payload, "script_name": None, "script_args": [], "n_iter": 1, "save_images": False}
         job = replace(self.job, payload={**payload, **changes})
         last = self.outcomes[-1].info["all_seeds"][-1] if self.outcomes else None
-        outcome = self.make(job, Before(marks, last), self._counted)
+        outcome = self.make(job, Before(marks, last, self.drawn), self._counted)
+        self.drawn = 0
         self.outcomes.append(outcome)
         self.done += 1
         return list(outcome.of_role("image"))
+
+    def draws(self, count: int) -> None:
+        self.drawn += count
 
     def _counted(self, progress: Progress) -> None:
         self.report(replace(progress, job_no=self.done, job_count=max(self.count, self.done + 1)))

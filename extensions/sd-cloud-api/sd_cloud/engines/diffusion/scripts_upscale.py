@@ -39,6 +39,7 @@ def sd_upscale(session: Session) -> tuple[list[Picture], Image.Image | None]:
             device=session.device,
             stop=lambda: session.control.verdict != "go",
             field=UPSCALER_FIELD,
+            drawn=session.draws,
         )
     rows = split(image, width, height, overlap)
     tiles = [tile for row in rows for tile in row]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sd_cloud.engines.base import ModelFile
 from sd_cloud.engines.diffusion.catalogue import PLAIN_UPSCALERS, upscalers
-from sd_cloud.engines.diffusion.upscale_models import Upscaling, load_upscaler
+from sd_cloud.engines.diffusion.upscale_models import Upscaling, load_upscaler, numbers_drawn
 from sd_cloud.engines.diffusion.upscale_tiles import Tile, TileSize, join, split
 from sd_cloud.errors import BadRequest
 from sd_cloud.settings import Settings
@@ -32,11 +32,14 @@ def upscale(
     device: torch.device | str = "cpu",
     stop: Callable[[], bool] = bool,
     field: str = "upscaler",
+    drawn: Callable[[int], None] | None = None,
 ) -> Image.Image:
     """Enlarge ``image`` by ``scale``; both sides of the result are multiples of 8.
 
     ``name`` is as ``/sdapi/v1/upscalers`` lists it (any case). ``stop`` is asked before each tile;
-    once it says so, what is there is brought to size by Lanczos, as the webui does.
+    once it says so, what is there is brought to size by Lanczos, as the webui does. ``drawn`` hears
+    how many numbers the webui's generator gives to a network that is built to be loaded: it builds
+    one for each turn.
 
     Raises BadRequest (naming ``field``) for an unknown name, CheckpointBroken or
     NotImplementedHere for a file that cannot be used.
@@ -52,7 +55,7 @@ def upscale(
         if stop():
             break
         before = image.size
-        image = _once(image, chosen, scale, tiles, device, stop)
+        image = _once(image, chosen, scale, tiles, device, stop, drawn)
         if image.size == before:
             break
     return image if image.size == (width, height) else image.resize((width, height), LANCZOS)
@@ -75,6 +78,7 @@ def _once(
     tiles: TileSize,
     device: torch.device | str,
     stop: Callable[[], bool],
+    drawn: Callable[[int], None] | None,
 ) -> Image.Image:
     if chosen.name in PLAIN_UPSCALERS:
         if chosen.name == "None":
@@ -82,6 +86,8 @@ def _once(
         size = (int(image.width * scale), int(image.height * scale))
         return image.resize(size, LANCZOS if chosen.name == "Lanczos" else NEAREST)
     net = load_upscaler(Path(chosen.filename), device)
+    if drawn is not None:
+        drawn(numbers_drawn(net))
     if tiles.side_px == 0:
         return through(net, image, device)
     return _tiled(net, image, tiles, device, stop)

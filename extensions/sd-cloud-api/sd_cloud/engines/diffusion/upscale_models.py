@@ -155,6 +155,17 @@ def load_upscaler(path: Path, device: torch.device | str = "cpu") -> Upscaling:
     return _loaded(path, path.stat().st_mtime_ns, str(device))
 
 
+def numbers_drawn(net: Upscaling) -> int:
+    """How many numbers torch's generator gives to a network's convolutions when it is built.
+
+    0 for one that spandrel built: what those draw is not known.
+    """
+    if not isinstance(net, RRDBNet | SRVGGNetCompact):
+        return 0
+    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    return sum(part.numel() for module in convolutions for part in module.parameters())
+
+
 @lru_cache(maxsize=2)
 def _loaded(path: Path, mtime_ns: int, device: str) -> Upscaling:
     weights = _unwrapped(_content(path))

@@ -1,0 +1,58 @@
+"""The checkpoints of one job: its own, the hires pass's, the refiner; which one is at work."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from sd_cloud.engines.base import Checkpoint
+from sd_cloud.engines.diffusion.conditioning import Conditioner
+from sd_cloud.engines.diffusion.job_state import JobState
+from sd_cloud.engines.diffusion.latents import Coder
+from sd_cloud.engines.diffusion.model import Model
+from sd_cloud.engines.diffusion.models_wanted import wanted_vae
+from sd_cloud.engines.diffusion.tiling import circular
+from sd_cloud.engines.diffusion.webui_loading import is_built_anew
+
+
+class JobModels:
+    """``current`` is the model at work, loaded from ``checkpoint``."""
+
+    current: Model
+    checkpoint: Checkpoint
+
+    def __init__(self, state: JobState, while_running: ExitStack) -> None:
+        self._state = state
+        self._while_running = while_running
+        self._tiled: set[int] = set()
+        self.checkpoint = state.checkpoint
+        self.current = self._load(state.checkpoint)
+
+    def switch(self, checkpoint: Checkpoint) -> bool:
+        """Go on with this checkpoint. Whether a webui would build a model anew for it."""
+        before = self.current
+        self.current, self.checkpoint = self._load(checkpoint), checkpoint
+        return is_built_anew(before, self.current)
+
+    def coder(self) -> Coder:
+        """The VAE to use with the model at work."""
+        state = self._state
+        vae = wanted_vae(state.job, state.options, state.catalogue, self.checkpoint)
+        coder = state.workshop.coder(self.current, vae)
+        if id(coder.vae) not in self._tiled:
+            self._tiled.add(id(coder.vae))
+            self._while_running.enter_context(circular((coder.vae,), state.request.tiling))
+        return coder
+
+    def conditioner(self) -> Conditioner:
+        shop = self._state.workshop
+        lora_state = shop.loras.state_of(self.current)
+        return Conditioner(self.current, self._state.options, shop.embeddings, shop.texts, lora_state)
+
+    def _load(self, checkpoint: Checkpoint) -> Model:
+        """A checkpoint in memory, its convolutions circular when the job tiles."""
+        model = self._state.workshop.model(checkpoint)
+        if id(model) not in self._tiled:
+            self._tiled.add(id(model))
+            tiled = (model.unet, model.vae)
+            self._while_running.enter_context(circular(tiled, self._state.request.tiling))
+        return model

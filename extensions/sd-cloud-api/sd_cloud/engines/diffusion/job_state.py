@@ -1,0 +1,98 @@
+"""What every part of one job reads, and what they write for its infotext."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from sd_cloud.engines.base import Control, Report
+from sd_cloud.engines.diffusion import hires
+from sd_cloud.engines.diffusion.infotext import infotext
+from sd_cloud.engines.diffusion.models_wanted import wanted_checkpoint, wanted_vae
+from sd_cloud.engines.diffusion.networks import Networks
+from sd_cloud.engines.diffusion.noise import BatchNoise, RandomKind, SeedSize, Variation
+from sd_cloud.engines.diffusion.options import Options
+from sd_cloud.engines.diffusion.prompts import texts_of
+from sd_cloud.engines.diffusion.request import Request, parse_request
+from sd_cloud.engines.diffusion.workshop import Workshop
+from sd_cloud.errors import Cancelled
+from sd_cloud.job import Job, Picture, Role
+
+
+class JobState:
+    """``marks`` become the infotext's ``extra_generation_params``, ``comments`` go into ``info``.
+
+    ``batch`` is where the pictures of the batch at work stand among all pictures. Raises
+    BadRequest for a request that cannot be read, and the errors of names that are not there.
+    """
+
+    def __init__(self, workshop: Workshop, job: Job, report: Report, control: Control) -> None:
+        self.workshop = workshop
+        self.job = job
+        self.report = report
+        self.control = control
+        self.options = Options(job)
+        self.request: Request = parse_request(job, self.options)
+        if self.request.hires and self.options.flag("use_old_hires_fix_width_height"):
+            self.request = hires.old_first_size(self.request)
+        self.catalogue = workshop.catalogue()
+        self.checkpoint = wanted_checkpoint(job, self.options, self.catalogue)
+        self.marks: dict[str, Any] = {}
+        self.comments: list[str] = []
+        self.networks = Networks(workshop, self.catalogue, self.options, self.marks, self.comments)
+        self.random = RandomKind(self.options.text("randn_source"), workshop.device)
+        self.began = datetime.datetime.now()
+        self.inpainting = False
+        self.batch = slice(0, 0)
+        self.pass_no = 0
+
+    def read_texts(self) -> None:
+        """The names of what is used, and the prompts of all pictures."""
+        vae = wanted_vae(self.job, self.options, self.catalogue, self.checkpoint)
+        self.names = self.workshop.names(self.checkpoint, vae)
+        self.texts = texts_of(self.request, self.options, self.workshop.settings.data_dir, self.comments)
+        self.passes = self.request.n_iter * (2 if self.request.hires else 1)
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Those of the batch at work."""
+        return self.texts.seeds[self.batch]
+
+    def noise(self, shape: Sequence[int]) -> BatchNoise:
+        """The noise of the batch at work, for latents [C, H, W]."""
+        seeds = self.request.seeds
+        return BatchNoise(
+            shape,
+            self.seeds,
+            self.random,
+            variation=Variation(self.texts.subseeds[self.batch], seeds.subseed_strength),
+            seed_size=SeedSize(seeds.resize_width, seeds.resize_height),
+            seed_delta=self.options.whole("eta_noise_seed_delta"),
+        )
+
+    def stopping(self) -> bool:
+        """Whether a person asked to stop; raises Cancelled when nothing is to be kept."""
+        if self.control.verdict == "cancel":
+            raise Cancelled("the task was cancelled while it ran")
+        return self.control.verdict == "interrupt"
+
+    def picture(self, image: Image.Image, i: int, role: Role) -> Picture:
+        """Picture ``i`` of the batch at work, with what is known of it now."""
+        index = self.batch.start + i
+        return Picture(image, role, self.texts.seeds[index], self.texts.subseeds[index], self.infotext(index))
+
+    def infotext(self, index: int) -> str:
+        """Of one of all pictures."""
+        return infotext(
+            self.request,
+            self.options,
+            self.names,
+            self.texts,
+            self.marks,
+            index,
+            user=self.job.owner,
+            inpainting=self.inpainting,
+        )

@@ -1,0 +1,262 @@
+"""The passes of a batch: from noise or a source picture, and the larger second one of hires fix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sd_cloud.engines.diffusion import controlnet, hires, img2img, pictures, sd3
+from sd_cloud.engines.diffusion.conditioning import Encoded, Size
+from sd_cloud.engines.diffusion.enlarging import resizer
+from sd_cloud.engines.diffusion.guidance import Guided, Mask, Refine, Switch
+from sd_cloud.engines.diffusion.hires import HiresPlan
+from sd_cloud.engines.diffusion.job_models import JobModels
+from sd_cloud.engines.diffusion.job_state import JobState
+from sd_cloud.engines.diffusion.latents import to_pictures, to_unit
+from sd_cloud.engines.diffusion.model import Model
+from sd_cloud.engines.diffusion.models_wanted import find_checkpoint
+from sd_cloud.engines.diffusion.noise import BatchNoise, EncoderSource
+from sd_cloud.engines.diffusion.previews import preview
+from sd_cloud.engines.diffusion.prompt_grammar import NetworkCall, Timeline, split_networks
+from sd_cloud.engines.diffusion.refiner import is_due
+from sd_cloud.engines.diffusion.sampling import Plan, Sampling, alphas_of, total_calls
+from sd_cloud.engines.diffusion.webui_loading import numbers_drawn
+from sd_cloud.job import Picture, Progress
+
+LATENT_PIXELS = 8
+
+
+@dataclass
+class Passes:
+    """``source`` is what img2img samples from, ``second`` where the hires pass goes to."""
+
+    state: JobState
+    models: JobModels
+    source: img2img.Prepared | None
+    second: HiresPlan | None
+    controls: controlnet.Control | None
+
+    def latents(self) -> tuple[Tensor, list[Picture]]:
+        """The batch as latents of the model now at work, and first passes that are to be saved."""
+        state, request, model = self.state, self.state.request, self.models.current
+        shape = (model.latent_channels, request.height // LATENT_PIXELS, request.width // LATENT_PIXELS)
+        noise = state.noise(shape)
+        encoded = self._encode(second=False)
+        if self.source is not None:
+            return self._from_source(self.source, encoded, noise), []
+        images = None
+        if request.firstpass_image is not None and self.second is not None:
+            latent, images = self._given_first_pass(request.firstpass_image, self.second)
+        else:
+            latent = self._from_noise(encoded, noise)
+        if self.second is None or state.control.verdict in ("interrupt", "cancel"):
+            return latent, []
+        return self._second_pass(self.second, latent, images)
+
+    def _encode(self, *, second: bool, networks: bool = True) -> Encoded:
+        """Merge what the batch's prompts call for (or nothing), then encode them for this pass."""
+        state, request, model = self.state, self.state.request, self.models.current
+        texts = state.texts
+        prompts, negatives = texts.prompts, texts.negative_prompts
+        if second:
+            prompts, negatives = texts.hires_prompts, texts.hires_negative_prompts
+        split = [split_networks(prompt) for prompt in prompts[state.batch]]
+        plain = [text for text, _ in split]
+        calls: Sequence[NetworkCall] = split[0][1] if networks else ()
+        if request.extra_networks:
+            state.networks.put_on(model, calls, second=second)
+        steps = total_calls(request.sampler, request.steps)
+        hires_steps = None
+        size = Size(request.width, request.height)
+        if second and request.hires is not None and self.second is not None:
+            sampler = request.hires.sampler or request.sampler
+            hires_steps = total_calls(sampler, request.hires.steps or request.steps)
+            size = Size(self.second.target.width, self.second.target.height)
+        timeline = Timeline(steps, hires_steps, state.options.flag("use_old_scheduling"))
+        conditioner = self.models.conditioner()
+        encoded = conditioner.encode(plain, negatives[state.batch], size, timeline)
+        state.marks |= conditioner.marks
+        if timeline.old and conditioner.differs_from_new(plain, negatives[state.batch], timeline):
+            state.marks["Old prompt editing timelines"] = True
+        return encoded
+
+    # --- sampling ---------------------------------------------------------------------------------
+
+    def _sampling(
+        self, encoded: Encoded, plan: Plan, noise: BatchNoise, condition: Tensor | None
+    ) -> Sampling:
+        state, model = self.state, self.models.current
+        guided = Guided(
+            model=model,
+            encoded=encoded,
+            options=state.options,
+            control=state.control,
+            alphas_cumprod=self._alphas(model),
+            cfg_scale=state.request.cfg_scale,
+            total_calls=total_calls(plan.sampler, plan.steps),
+            mode=plan.mode,
+            s_min_uncond=state.request.knobs.s_min_uncond,
+            image_cond=condition,
+            controls=self.controls,
+            hires=plan.hires,
+            refine=self._refine(plan) if state.request.refiner else None,
+            empty_prompt=lambda: self.models.conditioner().empty(),
+            marks=state.marks,
+        )
+
+        def on_step(step: int, steps: int) -> None:
+            guided.progress = step / steps
+            self._report_step(guided, step, steps)
+
+        return Sampling(plan, guided, state.options, noise, state.random, state.seeds, state.marks, on_step)
+
+    def _alphas(self, model: Model) -> Tensor:
+        if model.prediction == "flow":
+            return sd3.alphas_for(model, self.state.job)
+        return alphas_of(model, self.state.options, self.state.marks)
+
+    def _report_step(self, guided: Guided, step: int, steps: int) -> None:
+        options, image = self.state.options, None
+        shown = guided.shown_latent
+        if shown is not None and options.flag("live_previews_enable"):
+            shown = shown if options.flag("show_progress_grid") else shown[:1]
+            image = preview(shown, sdxl=guided.model.is_sdxl)
+        self.state.report(
+            Progress(
+                step=min(step + 1, steps),
+                steps=steps,
+                job_no=self.state.pass_no,
+                job_count=self.state.passes,
+                stage=self.state.job.kind,
+                preview=image,
+            )
+        )
+
+    def _refine(self, plan: Plan) -> Refine:
+        state, refiner = self.state, self.state.request.refiner
+        assert refiner is not None
+        checkpoint = find_checkpoint(refiner.checkpoint, state.catalogue, "refiner_checkpoint")
+
+        def refine(guided: Guided, level: Tensor) -> Switch | None:
+            if self.models.checkpoint.filename == checkpoint.filename:
+                return None
+            if not is_due(state.request, state.options, guided, level, plan, state.marks):
+                return None
+            state.marks["Refiner"] = state.workshop.short_title(checkpoint)
+            state.marks["Refiner switch at"] = refiner.switch_at
+            anew = self.models.switch(checkpoint)
+            encoded = self._encode(second=plan.hires, networks=not anew)
+            return Switch(self.models.current, encoded, self._alphas(self.models.current))
+
+        return refine
+
+    # --- first passes -----------------------------------------------------------------------------
+
+    def _from_noise(self, encoded: Encoded, noise: BatchNoise) -> Tensor:
+        state, request = self.state, self.state.request
+        plan = Plan(request.sampler, request.scheduler, request.steps, request.knobs)
+        start = noise.draw()
+        condition = None
+        if self.models.current.layout.inpainting:
+            state.inpainting = True
+            source = EncoderSource(state.seeds[-1])
+            condition = img2img.blank_condition(
+                start, request.width, request.height, self.models.coder(), source
+            )
+        return self._sampling(encoded, plan, noise, condition).from_noise(start)
+
+    def _from_source(self, prepared: img2img.Prepared, encoded: Encoded, noise: BatchNoise) -> Tensor:
+        request = self.state.request
+        assert request.source is not None
+        plan = Plan(
+            request.sampler, request.scheduler, request.steps, request.knobs, request.denoising_strength
+        )
+        start = noise.draw()
+        if request.source.noise_multiplier != 1.0:
+            self.state.marks["Noise multiplier"] = request.source.noise_multiplier
+            start = start * request.source.noise_multiplier
+        sampling = self._sampling(encoded, plan, noise, prepared.condition)
+        mask = None
+        if prepared.keep is not None and prepared.change is not None:
+            mask = Mask(prepared.keep, prepared.change, prepared.latent)
+            sampling.guided.mask = mask
+        latent = sampling.from_latent(prepared.latent, start)
+        return latent if mask is None else mask.blend(latent)
+
+    def _given_first_pass(self, encoded: str, plan: HiresPlan) -> tuple[Tensor, list[Image.Image] | None]:
+        """A first pass that the request brings along, as a latent or, for other upscalers, as it is."""
+        image = pictures.decode_picture(encoded, "firstpass_image").convert("RGB")
+        pixels = to_unit([image]).to(self.state.workshop.device) * 2 - 1
+        latent = self.models.coder().encode(pixels, EncoderSource(self.state.seeds[-1]))
+        return latent, None if hires.is_latent(plan.hires) else [image]
+
+    # --- the second pass --------------------------------------------------------------------------
+
+    def _second_pass(
+        self, second: HiresPlan, latent: Tensor, images: list[Image.Image] | None
+    ) -> tuple[Tensor, list[Picture]]:
+        state, request, own = self.state, self.state.request, second.hires
+        saves = hires.saves_first_pass(request, state.options)
+        if images is None and (saves or not hires.is_latent(own)):
+            images = to_pictures(self.models.coder().decode(latent))
+        saved = [state.picture(image, i, "first_pass") for i, image in enumerate(images or ()) if saves]
+        source = EncoderSource(state.seeds[-1])
+        if self.models.switch(second.checkpoint or state.checkpoint):
+            source.pass_over(numbers_drawn(self.models.current))
+        pixels = None
+        if hires.is_latent(own):
+            latent = hires.enlarge_latent(latent, own, second.target)
+        else:
+            assert images is not None
+            by = enlarge(state, own.upscaler, "hr_upscaler", source)
+            larger = hires.enlarge_pictures(images, second.target, by)
+            pixels = larger.to(latent.device) * 2 - 1
+            latent = self.models.coder().encode(pixels, source)
+        state.pass_no += 1
+        latent = second.target.crop(latent)
+        condition = self._second_condition(latent, pixels, source)
+        noise = state.noise(latent.shape[1:])
+        start = noise.draw()
+        plan = Plan(
+            own.sampler or request.sampler,
+            own.scheduler or request.scheduler,
+            own.steps or request.steps,
+            request.knobs,
+            request.denoising_strength,
+            steps_are_taken=True,
+            hires=True,
+        )
+        sampling = self._sampling(self._encode(second=True), plan, noise, condition)
+        return sampling.from_latent(latent, start), saved
+
+    def _second_condition(
+        self, latent: Tensor, pixels: Tensor | None, source: EncoderSource
+    ) -> Tensor | None:
+        """What an inpainting model sees beside the latent."""
+        if not self.models.current.layout.inpainting:
+            return None
+        self.state.inpainting = True
+        coder, weight = self.models.coder(), self.state.options.number("inpainting_mask_weight")
+        height, width = (side * LATENT_PIXELS for side in latent.shape[2:])
+        if pixels is None and weight >= 1.0:
+            return img2img.blank_condition(latent, width, height, coder, source)
+        if pixels is None or pixels.shape[-2:] != (height, width):
+            pixels = torch.stack(coder.decode(latent)).to(latent.device)
+        return img2img.inpainting_condition(pixels, latent, None, coder, source, weight, rounded=True)
+
+
+def enlarge(state: JobState, name: str | None, field: str, source: EncoderSource) -> pictures.Resize:
+    """How pictures of this job grow. What loading the upscaler draws, ``source`` passes over."""
+    return resizer(
+        name,
+        field,
+        settings=state.workshop.settings,
+        option=state.job.option,
+        device=state.workshop.device,
+        stop=lambda: state.control.verdict != "go",
+        drawn=source.pass_over,
+    )
