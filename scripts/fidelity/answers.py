@@ -62,8 +62,14 @@ class Asked:
         return _read(case, response.status_code, body)
 
     def save_options(self) -> None:
-        """Save the one option whose default is not saved: the webui would not restore it after a job."""
-        self.client.post("/options", json={"upscaler_for_img2img": "None"}).raise_for_status()
+        """Have every option saved: a webui restores only those after a job that overrides them."""
+        options = self.client.get("/options").raise_for_status().json()
+        given = {name: value for name, value in options.items() if value is not None}
+        own = {
+            "upscaler_for_img2img": "None",
+            "show_progress_type": "Approx cheap",  # the others want weights, which it would download
+        }
+        self.client.post("/options", json={**given, **own}).raise_for_status()
 
     def _start_afresh(self, case: Case, asked: str) -> None:
         """Undo what the job before left behind in the webui.

@@ -11,7 +11,7 @@ from sd_cloud.engines.diffusion.latents import Coder
 from sd_cloud.engines.diffusion.model import Model
 from sd_cloud.engines.diffusion.models_wanted import wanted_vae
 from sd_cloud.engines.diffusion.tiling import circular
-from sd_cloud.engines.diffusion.webui_loading import is_built_anew
+from sd_cloud.engines.diffusion.webui_loading import is_built_anew, numbers_drawn
 
 
 class JobModels:
@@ -31,7 +31,10 @@ class JobModels:
         """Go on with this checkpoint. Whether a webui would build a model anew for it."""
         before = self.current
         self.current, self.checkpoint = self._load(checkpoint), checkpoint
-        return is_built_anew(before, self.current)
+        anew = is_built_anew(before, self.current)
+        if anew:
+            self._state.generator.pass_over(numbers_drawn(self.current))
+        return anew
 
     def coder(self) -> Coder:
         """The VAE to use with the model at work."""

@@ -23,7 +23,7 @@ from sd_cloud.engines.diffusion.infotext import info_object
 from sd_cloud.engines.diffusion.job_models import JobModels
 from sd_cloud.engines.diffusion.job_state import JobState
 from sd_cloud.engines.diffusion.latents import from_unit
-from sd_cloud.engines.diffusion.noise import EncoderSource
+from sd_cloud.engines.diffusion.noise import GlobalSource
 from sd_cloud.engines.diffusion.passes import Passes
 from sd_cloud.engines.diffusion.preparation import plan_second_pass, prepare_controls, prepare_source
 from sd_cloud.engines.diffusion.scripts_run import Before
@@ -72,10 +72,10 @@ class JobRun:
         state.marks |= unit_infotext(units)
         source = None
         if state.request.source:
-            last = self.before.last_seed
-            random = EncoderSource(state.texts.seeds[0] if last is None else last)
-            random.pass_over(self.before.drawn)
-            source = prepare_source(state, models, random)
+            if self.before.last_seed is not None:
+                state.generator = GlobalSource(self.before.last_seed)
+            state.generator.pass_over(self.before.drawn)
+            source = prepare_source(state, models)
         second = plan_second_pass(state)
         controls = prepare_controls(state, models, units, source, second)
         return Passes(state, models, source, second, controls)

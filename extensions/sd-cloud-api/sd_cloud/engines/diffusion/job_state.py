@@ -13,7 +13,7 @@ from sd_cloud.engines.diffusion import hires
 from sd_cloud.engines.diffusion.infotext import infotext
 from sd_cloud.engines.diffusion.models_wanted import wanted_checkpoint, wanted_vae
 from sd_cloud.engines.diffusion.networks import Networks
-from sd_cloud.engines.diffusion.noise import BatchNoise, RandomKind, SeedSize, Variation
+from sd_cloud.engines.diffusion.noise import BatchNoise, GlobalSource, RandomKind, SeedSize, Variation
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.prompts import texts_of
 from sd_cloud.engines.diffusion.request import Request, parse_request
@@ -25,7 +25,8 @@ from sd_cloud.job import Job, Picture, Role
 class JobState:
     """``marks`` become the infotext's ``extra_generation_params``, ``comments`` go into ``info``.
 
-    ``batch`` is where the pictures of the batch at work stand among all pictures. Raises
+    ``batch`` is where the pictures of the batch at work stand among all pictures, ``generator`` what
+    is drawn from beside their noise. Raises
     BadRequest for a request that cannot be read, and the errors of names that are not there.
     """
 
@@ -55,6 +56,7 @@ class JobState:
         self.names = self.workshop.names(self.checkpoint, vae)
         self.texts = texts_of(self.request, self.options, self.workshop.settings.data_dir, self.comments)
         self.passes = self.request.n_iter * (2 if self.request.hires else 1)
+        self.generator = GlobalSource(self.texts.seeds[0])
 
     @property
     def seeds(self) -> Sequence[int]:
@@ -62,8 +64,9 @@ class JobState:
         return self.texts.seeds[self.batch]
 
     def noise(self, shape: Sequence[int]) -> BatchNoise:
-        """The noise of the batch at work, for latents [C, H, W]."""
+        """The noise of the batch at work, for latents [C, H, W]; the generator is seeded anew."""
         seeds = self.request.seeds
+        self.generator = GlobalSource(self.seeds[-1])
         return BatchNoise(
             shape,
             self.seeds,

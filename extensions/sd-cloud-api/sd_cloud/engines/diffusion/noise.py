@@ -82,11 +82,12 @@ class PhiloxSource:
         return c0.astype(np.uint32), c1.astype(np.uint32)
 
 
-class EncoderSource(TorchSource):
-    """What a VAE's encoder draws from: torch's CPU generator on every device and for every
-    ``randn_source``, as in the LDM code that the webui encodes with.
+class GlobalSource(TorchSource):
+    """torch's own CPU generator, of which a process has one; here each job has its own.
 
-    It is one for the whole process there, so whatever else draws from it moves it on.
+    The VAE's encoder draws from it on every device and for every ``randn_source``, as in the LDM code
+    that the webui encodes with. The noise of a batch seeds it with the last picture's seed, and
+    whatever else draws from it in the webui moves it on.
     """
 
     def __init__(self, seed: int) -> None:
@@ -98,6 +99,10 @@ class EncoderSource(TorchSource):
             now = min(count, NUMBERS_AT_ONCE)
             torch.empty(now).uniform_(generator=self._generator)
             count -= now
+
+    def seed(self) -> int:
+        """A seed, as k-diffusion draws one for noise that nobody gave a seed for."""
+        return int(torch.randint(0, 2**63 - 1, [], generator=self._generator))
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,11 @@ from sd_cloud.engines.diffusion.job_state import JobState
 from sd_cloud.engines.diffusion.latents import to_pictures, to_unit
 from sd_cloud.engines.diffusion.model import Model
 from sd_cloud.engines.diffusion.models_wanted import find_checkpoint
-from sd_cloud.engines.diffusion.noise import BatchNoise, EncoderSource
+from sd_cloud.engines.diffusion.noise import BatchNoise
 from sd_cloud.engines.diffusion.previews import preview
 from sd_cloud.engines.diffusion.prompt_grammar import NetworkCall, Timeline, split_networks
 from sd_cloud.engines.diffusion.refiner import is_due
 from sd_cloud.engines.diffusion.sampling import Plan, Sampling, alphas_of, total_calls
-from sd_cloud.engines.diffusion.webui_loading import numbers_drawn
 from sd_cloud.job import Picture, Progress
 
 LATENT_PIXELS = 8
@@ -112,7 +111,17 @@ class Passes:
             guided.progress = step / steps
             self._report_step(guided, step, steps)
 
-        return Sampling(plan, guided, state.options, noise, state.random, state.seeds, state.marks, on_step)
+        return Sampling(
+            plan,
+            guided,
+            state.options,
+            noise,
+            state.random,
+            state.seeds,
+            state.marks,
+            on_step,
+            state.generator.seed,
+        )
 
     def _alphas(self, model: Model) -> Tensor:
         if model.prediction == "flow":
@@ -163,9 +172,8 @@ class Passes:
         condition = None
         if self.models.current.layout.inpainting:
             state.inpainting = True
-            source = EncoderSource(state.seeds[-1])
             condition = img2img.blank_condition(
-                start, request.width, request.height, self.models.coder(), source
+                start, request.width, request.height, self.models.coder(), state.generator
             )
         return self._sampling(encoded, plan, noise, condition).from_noise(start)
 
@@ -191,7 +199,7 @@ class Passes:
         """A first pass that the request brings along, as a latent or, for other upscalers, as it is."""
         image = pictures.decode_picture(encoded, "firstpass_image").convert("RGB")
         pixels = to_unit([image]).to(self.state.workshop.device) * 2 - 1
-        latent = self.models.coder().encode(pixels, EncoderSource(self.state.seeds[-1]))
+        latent = self.models.coder().encode(pixels, self.state.generator)
         return latent, None if hires.is_latent(plan.hires) else [image]
 
     # --- the second pass --------------------------------------------------------------------------
@@ -204,21 +212,19 @@ class Passes:
         if images is None and (saves or not hires.is_latent(own)):
             images = to_pictures(self.models.coder().decode(latent))
         saved = [state.picture(image, i, "first_pass") for i, image in enumerate(images or ()) if saves]
-        source = EncoderSource(state.seeds[-1])
-        if self.models.switch(second.checkpoint or state.checkpoint):
-            source.pass_over(numbers_drawn(self.models.current))
+        self.models.switch(second.checkpoint or state.checkpoint)
         pixels = None
         if hires.is_latent(own):
             latent = hires.enlarge_latent(latent, own, second.target)
         else:
             assert images is not None
-            by = enlarge(state, own.upscaler, "hr_upscaler", source)
+            by = enlarge(state, own.upscaler, "hr_upscaler")
             larger = hires.enlarge_pictures(images, second.target, by)
             pixels = larger.to(latent.device) * 2 - 1
-            latent = self.models.coder().encode(pixels, source)
+            latent = self.models.coder().encode(pixels, state.generator)
         state.pass_no += 1
         latent = second.target.crop(latent)
-        condition = self._second_condition(latent, pixels, source)
+        condition = self._second_condition(latent, pixels)
         noise = state.noise(latent.shape[1:])
         start = noise.draw()
         plan = Plan(
@@ -233,14 +239,13 @@ class Passes:
         sampling = self._sampling(self._encode(second=True), plan, noise, condition)
         return sampling.from_latent(latent, start), saved
 
-    def _second_condition(
-        self, latent: Tensor, pixels: Tensor | None, source: EncoderSource
-    ) -> Tensor | None:
+    def _second_condition(self, latent: Tensor, pixels: Tensor | None) -> Tensor | None:
         """What an inpainting model sees beside the latent."""
         if not self.models.current.layout.inpainting:
             return None
         self.state.inpainting = True
-        coder, weight = self.models.coder(), self.state.options.number("inpainting_mask_weight")
+        coder, source = self.models.coder(), self.state.generator
+        weight = self.state.options.number("inpainting_mask_weight")
         height, width = (side * LATENT_PIXELS for side in latent.shape[2:])
         if pixels is None and weight >= 1.0:
             return img2img.blank_condition(latent, width, height, coder, source)
@@ -249,8 +254,8 @@ class Passes:
         return img2img.inpainting_condition(pixels, latent, None, coder, source, weight, rounded=True)
 
 
-def enlarge(state: JobState, name: str | None, field: str, source: EncoderSource) -> pictures.Resize:
-    """How pictures of this job grow. What loading the upscaler draws, ``source`` passes over."""
+def enlarge(state: JobState, name: str | None, field: str) -> pictures.Resize:
+    """How pictures of this job grow."""
     return resizer(
         name,
         field,
@@ -258,5 +263,5 @@ def enlarge(state: JobState, name: str | None, field: str, source: EncoderSource
         option=state.job.option,
         device=state.workshop.device,
         stop=lambda: state.control.verdict != "go",
-        drawn=source.pass_over,
+        drawn=state.generator.pass_over,
     )

@@ -12,16 +12,13 @@ from sd_cloud.engines.diffusion.hires import HiresPlan
 from sd_cloud.engines.diffusion.job_models import JobModels
 from sd_cloud.engines.diffusion.job_state import JobState
 from sd_cloud.engines.diffusion.models_wanted import find_checkpoint
-from sd_cloud.engines.diffusion.noise import EncoderSource
+from sd_cloud.engines.diffusion.noise import GlobalSource
 from sd_cloud.engines.diffusion.passes import enlarge
 from sd_cloud.engines.diffusion.upscale import find_upscaler
 
 
-def prepare_source(state: JobState, models: JobModels, random: EncoderSource) -> img2img.Prepared:
-    """The pictures of img2img as latents; ``random`` draws the VAE's noise.
-
-    A batch becomes as large as there are pictures.
-    """
+def prepare_source(state: JobState, models: JobModels) -> img2img.Prepared:
+    """The pictures of img2img as latents. A batch becomes as large as there are pictures."""
     preparation = img2img.Preparation(
         request=state.request,
         options=state.options,
@@ -30,9 +27,8 @@ def prepare_source(state: JobState, models: JobModels, random: EncoderSource) ->
             state,
             state.options.get("upscaler_for_img2img"),
             "override_settings.upscaler_for_img2img",
-            random,
         ),
-        source=random,
+        source=state.generator,
         random=state.random,
         seeds=list(state.texts.seeds),
         marks=state.marks,
@@ -51,7 +47,7 @@ def prepare_source(state: JobState, models: JobModels, random: EncoderSource) ->
         prepared.latent,
         prepared.mask,
         preparation.coder,
-        random,
+        state.generator,
         state.options.number("inpainting_mask_weight"),
         rounded=source.mask_round,
     )
@@ -108,7 +104,7 @@ def prepare_controls(
         models=state.catalogue.controlnets,
         unet=models.current.unet,
         shelf=state.workshop.controlnets,
-        encode=lambda pixels: coder.encode(pixels.to(state.workshop.device), EncoderSource(seed)),
+        encode=lambda pixels: coder.encode(pixels.to(state.workshop.device), GlobalSource(seed)),
         option=state.job.option,
     )
     return controlnet.prepare(units, canvas, around)

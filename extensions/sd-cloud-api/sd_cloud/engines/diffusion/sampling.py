@@ -80,7 +80,10 @@ def alphas_of(model: Model, options: Options, marks: Marks) -> Tensor:
 
 @dataclass
 class Sampling:
-    """A pass ready to run on a batch. ``seeds`` are the pictures' own, for the SDE samplers."""
+    """A pass ready to run on a batch. ``seeds`` are the pictures' own, for the SDE samplers.
+
+    ``any_seed`` draws the one for ``no_dpmpp_sde_batch_determinism``.
+    """
 
     plan: Plan
     guided: Guided
@@ -90,6 +93,7 @@ class Sampling:
     seeds: Sequence[int]
     marks: Marks
     on_step: Callable[[int, int], None]
+    any_seed: Callable[[], int]
 
     def from_noise(self, noise: Tensor) -> Tensor:
         """Sample from the noise [B, C, H, W] (unit variance)."""
@@ -189,31 +193,31 @@ class Sampling:
     ) -> Tensor:
         name = self.plan.sampler.name
         self.guided.total_calls = total_calls(self.plan.sampler, steps)
-        knobs = replace(self._knobs(x, sigmas), lowest=edges[0], highest=edges[1], steps=calls)
+        knobs = replace(self._knobs(x, walked, sigmas), lowest=edges[0], highest=edges[1], steps=calls)
         knobs = replace(knobs, on_step=lambda step: self.on_step(step, steps))
         return self._until_stopped(
             x, lambda: samplers.BY_NAME[name](self.guided, x, walked.to(x.device), knobs)
         )
 
-    def _knobs(self, x: Tensor, sigmas: Tensor) -> SamplerKnobs:
+    def _knobs(self, x: Tensor, walked: Tensor, sigmas: Tensor) -> SamplerKnobs:
         name, options = self.plan.sampler.name, self.options
         eta = 1.0
         if name not in samplers.WITHOUT_ETA:
             eta = self._eta("eta_ancestral", 1.0, "Eta")
         knobs = SamplerKnobs(
             noise=self.noise.draw,
-            between=self._between(x, sigmas),
+            between=self._between(x, walked, sigmas),
             eta=eta,
             second_form=self.plan.sampler.options.get("solver_type") == "heun",
         )
         return _churned(knobs, name, self.plan.knobs, options, self.marks)
 
-    def _between(self, x: Tensor, sigmas: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def _between(self, x: Tensor, walked: Tensor, sigmas: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         if not self.plan.sampler.options.get("brownian_noise"):
             return lambda sigma, target: self.noise.draw()
         if self.options.flag("no_dpmpp_sde_batch_determinism"):
             # One tree for the batch: its pictures then depend on the batch they are made in.
-            whole = BrownianNoise(x[None], sigmas, [self.seeds[0]], self.random)
+            whole = BrownianNoise(x[None], walked, [self.any_seed()], self.random)
             return lambda sigma, target: whole(sigma, target)[0]
         return BrownianNoise(x, sigmas, self.seeds, self.random)
 

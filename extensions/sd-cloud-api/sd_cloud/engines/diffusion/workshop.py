@@ -83,8 +83,8 @@ class Workshop:
         )
 
     def short_title(self, checkpoint: Checkpoint) -> str:
-        """``name [hash]`` without the ending, as infotexts name a second checkpoint."""
-        name = checkpoint.name.rsplit(".", 1)[0].replace("/", "_")
+        """``name [hash]`` without folder and ending, as infotexts name a second checkpoint."""
+        name = Path(checkpoint.filename).stem
         short = self.short_hash(checkpoint.filename)
         return f"{name} [{short}]" if short else name
 
