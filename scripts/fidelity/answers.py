@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,15 @@ class Asked:
         self.keep = keep
 
     def answer(self, case: Case) -> Answer:
-        asked = json.dumps([case.route, case.request], sort_keys=True)
+        asked = json.dumps([case.route, case.request, case.options], sort_keys=True)
         kept = None if self.keep is None else self.keep / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
         if kept is not None and kept.exists():
             status, body = json.loads(kept.read_text("utf-8"))
             return _read(case, status, body)
         if self.remembers and case.route in WITH_INFO:
             self._start_afresh(case, asked)
-        response = self.client.post(f"/{case.route}", json=case.request)
+        with self._under(case.options):
+            response = self.client.post(f"/{case.route}", json=case.request)
         try:
             body = response.json()
         except json.JSONDecodeError:
@@ -70,6 +72,19 @@ class Asked:
             "show_progress_type": "Approx cheap",  # the others want weights, which it would download
         }
         self.client.post("/options", json={**given, **own}).raise_for_status()
+
+    @contextmanager
+    def _under(self, options: Mapping[str, Any]) -> Iterator[None]:
+        if not options:
+            yield
+            return
+        before = self.client.get("/options").raise_for_status().json()
+        self.client.post("/options", json=dict(options)).raise_for_status()
+        try:
+            yield
+        finally:
+            own = {name: before[name] for name in options}
+            self.client.post("/options", json=own).raise_for_status()
 
     def _start_afresh(self, case: Case, asked: str) -> None:
         """Undo what the job before left behind in the webui.

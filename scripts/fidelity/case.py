@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scripts.fidelity import pictures
@@ -24,16 +24,24 @@ PARTS = ", ".join(f"thing number {number} of the long list" for number in range(
 
 @dataclass(frozen=True)
 class Case:
-    """``group``: the heading it stands under. ``route``: below ``/sdapi/v1/``."""
+    """``group``: the heading it stands under. ``route``: below ``/sdapi/v1/``.
+
+    ``options`` are set as the host's own for the while of the request.
+    """
 
     group: str
     name: str
     route: str
     request: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def case(group: str, name: str, route: str = "txt2img", /, **fields: Any) -> Case:
     return Case(group, name, route, {**BASE, **fields})
+
+
+def under(one: Case, **options: Any) -> Case:
+    return replace(one, options=options)
 
 
 def source(denoising: float) -> dict[str, Any]:

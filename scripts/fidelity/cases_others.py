@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from scripts.fidelity import pictures
-from scripts.fidelity.case import CAT, PARTS, Case, case, hires_fields, source
+from scripts.fidelity.case import CAT, PARTS, Case, case, hires_fields, source, under
 
 
 def _with(name: str, **options: Any) -> Case:
@@ -166,15 +166,10 @@ def _scripts() -> Iterator[Case]:
         script_args=[2, 0.4, "Lazy", "None"],
         n_iter=2,
     )
-    yield case(
-        "scripts",
-        "Loopback, colour correction",
-        "img2img",
-        **source(0.5),
-        script_name="Loopback",
-        script_args=[3, 0.6, "Linear", "None"],
-        override_settings={"img2img_color_correction": True},
-    )
+    loopback = {**source(0.5), "script_name": "Loopback", "script_args": [3, 0.6, "Linear", "None"]}
+    corrected = {"img2img_color_correction": True}
+    yield case("scripts", "Loopback, colours as asked", "img2img", **loopback, override_settings=corrected)
+    yield under(case("scripts", "Loopback, colours by option", "img2img", **loopback), **corrected)
     for upscaler in (0, 1, "Lanczos", "Nearest", "tiny-x4"):
         yield case(
             "scripts",

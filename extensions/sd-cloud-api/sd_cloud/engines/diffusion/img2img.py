@@ -71,7 +71,8 @@ class Prepared:
 class Preparation:
     """The request's source, with what is needed to make latents of it.
 
-    ``marks`` and ``comments`` are written to. ``source`` draws the VAE's noise.
+    ``marks`` and ``comments`` are written to. ``source`` draws the VAE's noise. ``colour_target``:
+    what colours are matched to instead of the source pictures'.
     """
 
     request: Request
@@ -83,6 +84,7 @@ class Preparation:
     seeds: list[int]
     marks: MutableMapping[str, Any]
     comments: list[str]
+    colour_target: NDArray[np.uint8] | None = None
 
     def run(self) -> Prepared:
         request, fields = self.request, self.fields
@@ -209,9 +211,11 @@ class Preparation:
                 image = pictures.fill_masked(image, _sized(latent_mask, image))
                 if fields.fill == FILL:
                     self.marks["Masked content"] = "fill"
-            if self.options.flag("img2img_color_correction"):
+            if self.colour_target is None and self.options.flag("img2img_color_correction"):
                 targets.append(pictures.colour_target(image))
             images.append(image)
+        if self.colour_target is not None:
+            targets.append(self.colour_target)
         return images, overlays, targets
 
 

@@ -75,7 +75,7 @@ class JobRun:
             if self.before.last_seed is not None:
                 state.generator = GlobalSource(self.before.last_seed)
             state.generator.pass_over(self.before.drawn)
-            source = prepare_source(state, models)
+            source = prepare_source(state, models, self.before.colour_target)
         second = plan_second_pass(state)
         controls = prepare_controls(state, models, units, source, second)
         return Passes(state, models, source, second, controls)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sd_cloud.engines.diffusion import controlnet, hires, img2img, pictures
 from sd_cloud.engines.diffusion.controlnet_maps import Canvas, map_seed
 from sd_cloud.engines.diffusion.controlnet_units import ControlUnit
@@ -17,7 +20,9 @@ from sd_cloud.engines.diffusion.passes import enlarge
 from sd_cloud.engines.diffusion.upscale import find_upscaler
 
 
-def prepare_source(state: JobState, models: JobModels) -> img2img.Prepared:
+def prepare_source(
+    state: JobState, models: JobModels, colour_target: NDArray[np.uint8] | None
+) -> img2img.Prepared:
     """The pictures of img2img as latents. A batch becomes as large as there are pictures."""
     preparation = img2img.Preparation(
         request=state.request,
@@ -33,6 +38,7 @@ def prepare_source(state: JobState, models: JobModels) -> img2img.Prepared:
         seeds=list(state.texts.seeds),
         marks=state.marks,
         comments=state.comments,
+        colour_target=colour_target,
     )
     prepared = preparation.run()
     if prepared.batch_size != state.request.batch_size:

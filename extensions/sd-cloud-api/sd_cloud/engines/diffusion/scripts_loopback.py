@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from sd_cloud.engines.diffusion import pictures
 from sd_cloud.engines.diffusion.scripts_run import Argument, Script, Session, encoded, image_of
 from sd_cloud.errors import NotImplementedHere
 from sd_cloud.job import Picture
@@ -27,7 +28,9 @@ def loopback(session: Session) -> tuple[list[Picture], Image.Image | None]:
     batches = session.whole("n_iter", 1)
     given = session.payload.get("denoising_strength")
     first = 0.75 if given is None else float(given)
-    session.source()
+    if session.job.options.get("img2img_color_correction"):
+        # As the webui's own option only: it looks before override_settings are in force.
+        session.colour_target = pictures.colour_target(session.source().convert("RGB"))
     session.count = loops * batches
     seed, subseed = session.fixed_seed("seed"), session.fixed_seed("subseed")
     marks = {"Final denoising strength": final, "Denoising curve": curve}

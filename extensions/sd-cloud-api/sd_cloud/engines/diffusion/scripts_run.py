@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from sd_cloud.engines.base import Control, Report
@@ -33,12 +35,13 @@ class Before:
 
     ``marks`` stand first in its ``extra_generation_params``. ``last_seed``: img2img's encoding goes
     on with the random numbers that the seed of the picture before left behind, and ``drawn`` numbers
-    further on.
+    further on. ``colour_target``: what the pictures' colours are matched to, whatever the options say.
     """
 
     marks: Mapping[str, Any] = field(default_factory=dict)
     last_seed: int | None = None
     drawn: int = 0
+    colour_target: NDArray[np.uint8] | None = None
 
 
 Make = Callable[[Job, Before, Report], Outcome]
@@ -62,7 +65,8 @@ class Session:
     """A script at work: its job, and the ordinary jobs it has run so far.
 
     ``values`` are its arguments by name. ``count`` is how many jobs it will run, for progress.
-    ``drawn`` counts the random numbers that it has drawn itself since the last job.
+    ``drawn`` counts the random numbers that it has drawn itself since the last job;
+    ``colour_target`` is what its jobs match their colours to.
     """
 
     job: Job
@@ -75,6 +79,7 @@ class Session:
     count: int = 1
     done: int = 0
     drawn: int = 0
+    colour_target: NDArray[np.uint8] | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     options: Options = field(init=False)
 
@@ -123,7 +128,7 @@ class Session:
         payload = {**self.payload, "script_name": None, "script_args": [], "n_iter": 1, "save_images": False}
         job = replace(self.job, payload={**payload, **changes})
         last = self.outcomes[-1].info["all_seeds"][-1] if self.outcomes else None
-        outcome = self.make(job, Before(marks, last, self.drawn), self._counted)
+        outcome = self.make(job, Before(marks, last, self.drawn, self.colour_target), self._counted)
         self.drawn = 0
         self.outcomes.append(outcome)
         self.done += 1
