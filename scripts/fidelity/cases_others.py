@@ -26,7 +26,7 @@ def _families() -> Iterator[Case]:
             "DPM++ 3M SDE": {"sampler_name": "DPM++ 3M SDE"},
             "inpaint": {"mask": pictures.mask(), **source(0.8), "inpainting_fill": 1},
             "subseed": {"subseed": 4, "subseed_strength": 0.5},
-            "SD 1 LoRA": {"prompt": f"{CAT} <lora:tiny-style:0.8>"},
+            "SD 1 LoRA": {"prompt": f"{CAT} <lora:tiny-style:0.5>"},
             "SD 1 embedding": {"prompt": "a tiny-word cat"},
             "empty": {"prompt": ""},
             "emphasis in BREAK": {"prompt": "(a cat:1.3) BREAK (a dog:0.6)"},
@@ -166,7 +166,7 @@ def _scripts() -> Iterator[Case]:
         script_args=[2, 0.4, "Lazy", "None"],
         n_iter=2,
     )
-    loopback = {**source(0.5), "script_name": "Loopback", "script_args": [3, 0.6, "Linear", "None"]}
+    loopback = {**source(0.5), "script_name": "Loopback", "script_args": [1, 0.6, "Linear", "None"]}
     corrected = {"img2img_color_correction": True}
     yield case("scripts", "Loopback, colours as asked", "img2img", **loopback, override_settings=corrected)
     yield under(case("scripts", "Loopback, colours by option", "img2img", **loopback), **corrected)

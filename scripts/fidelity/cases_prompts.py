@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scripts.fidelity.case import CAT, PARTS, Case, case, hires_fields, source
+from scripts.fidelity.networks import KINDS
 
 PROMPTS = (
     "a [b:[c|d]:0.3] tree",
@@ -172,6 +173,15 @@ def _networks() -> Iterator[Case]:
         "networks", "LoRA hashes off", prompt=lora, override_settings={"lora_add_hashes_to_infotext": False}
     )
     yield case("networks", "after LoRA, none")
+    for kind in KINDS:
+        yield case("networks", f"kind {kind}", prompt=f"{CAT} <lora:tiny-{kind}:0.8>")
+    yield case("networks", "kinds together", prompt=f"{CAT} <lora:tiny-oft:0.5> <lora:tiny-dora:0.6:0.3>")
+    xl = {"sd_model_checkpoint": "tiny-sdxl"}
+    yield case("networks", "SDXL LoRA", prompt=f"{CAT} <lora:tiny-sdxl:0.8>", override_settings=xl)
+    yield case("networks", "hypernetwork", prompt=f"{CAT} <hypernet:tiny-hyper:0.7>")
+    yield case("networks", "hypernetwork and LoRA", prompt=f"{lora} <hypernet:tiny-hyper:-0.5>")
+    yield case("networks", "sd_hypernetwork", override_settings={"sd_hypernetwork": "tiny-hyper"})
+    yield case("networks", "hypernetwork unknown", prompt=f"{CAT} <hypernet:nowhere:1>")
 
 
 def _styles() -> Iterator[Case]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from scripts.fidelity.networks import hypernetwork, write_networks
 
 from sd_cloud.engines.diffusion.upscale_models import RRDBNet, SRVGGNetCompact
 
@@ -40,6 +41,10 @@ def prepare(data_dir: Path, golden: Path) -> None:
     _name_paths(data_dir, golden)
     _twins(data_dir)
     _second_lora(data_dir, golden)
+    write_networks(data_dir / "models" / "Lora", golden / "checkpoints")
+    hypernetworks = data_dir / "models" / "hypernetworks"
+    hypernetworks.mkdir(exist_ok=True)
+    _save_pickle(hypernetwork(), hypernetworks / "tiny-hyper.pt")
     _upscalers(data_dir / UPSCALERS)
     (data_dir / "styles.csv").write_text(STYLES, "utf-8")
 
@@ -96,7 +101,7 @@ def _upscalers(folder: Path) -> None:
     _save_pickle({"params": compact.state_dict()}, folder / "tiny-compact.pth")
 
 
-def _save_pickle(content: dict[str, Any], file: Path) -> None:
+def _save_pickle(content: dict[Any, Any], file: Path) -> None:
     """A torch file with the same bytes each time, and without the parts that the webui refuses."""
     made = io.BytesIO()
     torch.save(content, made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sd_cloud.engines.base import Control  # noqa: E402
+from sd_cloud.engines.diffusion.lora import _together  # noqa: E402
 from sd_cloud.engines.diffusion.lora_deltas import UnknownForm, delta  # noqa: E402
 from sd_cloud.engines.diffusion.lora_keys import ldm_name, split_key  # noqa: E402
 from sd_cloud.errors import CheckpointBroken  # noqa: E402
@@ -93,6 +95,41 @@ def test_dora_keeps_the_trained_magnitude_of_each_column() -> None:
     torch.testing.assert_close(merged.norm(dim=0), magnitude[0])
 
 
+def test_the_alpha_of_glora_scales_nothing_as_in_the_webui() -> None:
+    a1, a2, b1, b2 = some(2, 4), some(4, 2), some(2, 4), some(6, 2)
+    parts = {"a1.weight": a1, "a2.weight": a2, "b1.weight": b1, "b2.weight": b2}
+    made = change({**parts, "alpha": torch.tensor(9.0)})
+    torch.testing.assert_close(made, b2 @ b1 + WEIGHT @ a2 @ a1)
+
+
+def test_oft_turns_each_block_of_rows_and_keeps_its_length() -> None:
+    turned = WEIGHT + change({"oft_blocks": some(2, 3, 3)})
+    for rows in (slice(0, 3), slice(3, 6)):
+        torch.testing.assert_close(turned[rows].norm(dim=0), WEIGHT[rows].norm(dim=0))
+    assert not torch.allclose(turned, WEIGHT, atol=0.1)
+
+
+def test_the_alpha_of_oft_limits_how_far_it_turns() -> None:
+    free, limited = (
+        change({"oft_blocks": some(2, 3, 3), "alpha": torch.tensor(alpha)}) for alpha in (0.0, 0.001)
+    )
+    assert limited.norm() < 0.1 * free.norm()
+
+
+def test_old_oft_files_hold_the_turns_themselves() -> None:
+    turns = torch.linalg.qr(some(2, 3, 3))[0]
+    made = WEIGHT + change({"oft_diag": turns})
+    torch.testing.assert_close(made[:3], turns[0].T @ WEIGHT[:3])
+
+
+def test_boft_turns_the_rows_as_a_whole() -> None:
+    weight = some(8, 4)
+    turned = weight + change({"oft_blocks": some(2, 2, 4, 4)}, weight)
+    torch.testing.assert_close(turned.norm(dim=0), weight.norm(dim=0))
+    rescaled = weight + change({"oft_blocks": some(2, 2, 4, 4), "rescale": torch.full((8, 1), 2.0)}, weight)
+    torch.testing.assert_close(rescaled, turned * 2)
+
+
 def test_what_is_of_no_known_form_is_told_with_its_names() -> None:
     with pytest.raises(UnknownForm, match=r"strange\.weight"):
         change({"strange.weight": some(2)})
@@ -151,10 +188,12 @@ def worker(data_dir: Path) -> Any:
     return create(install_models(data_dir))
 
 
+SMALL = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "seed": 7, "sampler_name": "Euler"}
+JOB = Job(kind="txt2img", payload=SMALL, options={"sd_model_checkpoint": "tiny-a"})
+
+
 def made(worker: Any, prompt: str) -> Any:
-    payload = {"prompt": prompt, "steps": 2, "width": 64, "height": 64, "seed": 7, "sampler_name": "Euler"}
-    job = Job(kind="txt2img", payload=payload, options={"sd_model_checkpoint": "tiny-a"})
-    return worker.run(job, lambda progress: None, Control())
+    return worker.run(replace(JOB, payload={**SMALL, "prompt": prompt}), lambda progress: None, Control())
 
 
 def in_diffusers_names(model: Any, kohya: dict[str, Any]) -> dict[str, Any]:
@@ -222,6 +261,29 @@ def test_a_file_for_another_family_is_told(worker: Any, data_dir: Path) -> None:
         {"lora_unet_nowhere.diff": torch.zeros(2)}, data_dir / "models" / "Lora" / "foreign.safetensors"
     )
     assert "no layer of this checkpoint" in made(worker, "a cat <lora:foreign:1>").info["comments"]
+
+
+@pytest.mark.engine
+@needs_models
+def test_of_a_file_with_tensors_of_no_known_form_nothing_is_taken(worker: Any, data_dir: Path) -> None:
+    before = made(worker, "a cat")
+    content = {"lora_unet_conv_in.diff": torch.ones(32, 4, 3, 3), "lora_unet_conv_out.strange": some(2)}
+    save_file(content, data_dir / "models" / "Lora" / "strange.safetensors")
+    after = made(worker, "a cat <lora:strange:1>")
+    assert "not applied: unet_conv_out has strange" in after.info["comments"]
+    assert decibels(after.pictures[0].image, before.pictures[0].image) > 60
+
+
+@pytest.mark.engine
+@needs_models
+def test_openclips_attention_changes_as_a_whole_or_not_at_all(worker: Any) -> None:
+    sd2 = replace(JOB, options={"sd_model_checkpoint": "tiny-sd2v"})
+    worker.run(sd2, lambda progress: None, Control())
+    model = next(m for m in worker.workshop.residents._models.values() if m.layout.family == "sd2")
+    parts = [f"te_text_model_encoder_layers_0_self_attn_{part}_proj" for part in ("q", "k", "v", "out")]
+    other = "te_text_model_encoder_layers_1_mlp_fc1"
+    assert _together(model, [*parts, other]) == [[other], parts]
+    assert _together(model, [*parts[:3], other]) == [[other]]
 
 
 @pytest.mark.engine

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,14 +14,18 @@ from torch import Tensor, nn
 from sd_cloud.engines.base import Catalogue, ModelFile
 from sd_cloud.engines.diffusion.embeddings import BUNDLED, Embedding, EmbeddingShelf, bundled_embeddings
 from sd_cloud.engines.diffusion.hashes import HashBook
-from sd_cloud.engines.diffusion.lora_deltas import Delta, UnknownForm, delta
-from sd_cloud.engines.diffusion.lora_keys import Layer, find_layer, layers_by_name, split_key
+from sd_cloud.engines.diffusion.layout import INPAINTING_CHANNELS
+from sd_cloud.engines.diffusion.lora_deltas import Delta, delta, is_known
+from sd_cloud.engines.diffusion.lora_keys import TEXT_PREFIXES, Layer, find_layer, layers_by_name, split_key
 from sd_cloud.engines.diffusion.model import Model
 from sd_cloud.engines.diffusion.prompt_grammar import NetworkCall
 from sd_cloud.engines.diffusion.weights_file import Tensors, read_tensors
 from sd_cloud.errors import BadRequest, CheckpointBroken
 
 FILES_IN_MEMORY = 4
+ATTENTION = re.compile(
+    r"(?P<encoder>te\d?|text_encoder(_2)?)_text_model_encoder_layers_(?P<layer>\d+)_self_attn_\w+_proj"
+)
 
 
 @dataclass(frozen=True)
@@ -144,34 +149,36 @@ class LoraShelf:
                 continue
             name, part = split_key(key)
             by_layer.setdefault(name, {})[part] = tensor
-        failed, unmatched = [], 0
-        for name, parts in by_layer.items():
-            layer = find_layer(name, state.layers)
-            if layer is None:
-                unmatched += 1
-                continue
-            multiplier = wanted.text_multiplier if layer.of_text else wanted.unet_multiplier
-            try:
-                self._add(state, layer.module, parts, multiplier, wanted.dynamic_rank)
-            except (UnknownForm, RuntimeError) as error:
-                failed.append(f"{name} ({str(error).splitlines()[0]})")
-        if unmatched == len(by_layer):
+        found = {name: layer for name in by_layer if (layer := find_layer(name, state.layers))}
+        if not found:
             return [f"Lora {wanted.name} has no layer of this checkpoint: it was made for another family"]
+        unknown = [name for name in found if not is_known(by_layer[name])]
+        if unknown:  # the webui then takes nothing of the file
+            parts = ", ".join(sorted(by_layer[unknown[0]]))
+            return [f"Networks with errors: {wanted.name} (not applied: {unknown[0]} has {parts})"]
+        failed = []
+        for names in _together(model, found):
+            try:
+                changes = [self._change(found[name], by_layer[name], wanted) for name in names]
+            except RuntimeError as error:
+                failed += [f"{name} ({str(error).splitlines()[0]})" for name in names]
+                continue
+            for name, change in zip(names, changes, strict=True):
+                self._add(state, found[name].module, change)
         if failed:
             few = "; ".join(failed[:3])
             return [f"Networks with errors: {wanted.name} ({len(failed)} layers not applied: {few})"]
         return []
 
-    def _add(
-        self, state: _State, module: nn.Module, parts: dict[str, Tensor], multiplier: float, rank: int | None
-    ) -> None:
+    def _change(self, layer: Layer, parts: dict[str, Tensor], wanted: Wanted) -> Delta:
+        multiplier = wanted.text_multiplier if layer.of_text else wanted.unet_multiplier
+        return delta(parts, _seen(layer.module), multiplier, wanted.dynamic_rank)
+
+    def _add(self, state: _State, module: nn.Module, change: Delta) -> None:
         weight = module.weight
         assert isinstance(weight, nn.Parameter)
-        seen = weight.detach()
-        if seen.ndim == 4 and seen.shape[1] == 9:
-            seen = seen[:, :4]  # an inpainting model's first layer: what it sees of the latent itself
-        change: Delta = delta(parts, seen, multiplier, rank)
         self._remember(state, weight)
+        seen = _seen(module)
         target = weight[:, :4] if seen.shape != weight.shape else weight
         target.copy_((seen.float() + change.weight).to(weight.dtype))
         bias = getattr(module, "bias", None)
@@ -195,3 +202,34 @@ class LoraShelf:
                 self._files.popitem(last=False)
         self._files.move_to_end(key)
         return self._files[key]
+
+
+def _seen(module: nn.Module) -> Tensor:
+    """A layer's weight; of an inpainting model's first layer, what it sees of the latent itself."""
+    parameter = module.weight
+    assert isinstance(parameter, nn.Parameter)
+    weight = parameter.detach()
+    return weight[:, :4] if weight.ndim == 4 and weight.shape[1] == INPAINTING_CHANNELS else weight
+
+
+def _together(model: Model, found: Iterable[str]) -> list[list[str]]:
+    """Names of layers that are changed together or not at all.
+
+    OpenCLIP's attention is one layer in the webui: it changes when all its four parts do, and they fit.
+    """
+    prefixes = TEXT_PREFIXES[model.layout.family]
+    whole = [
+        prefix
+        for encoder, names in zip(model.text, prefixes, strict=True)
+        for prefix in names
+        if encoder.kind == "open_clip"
+    ]
+    single: list[list[str]] = []
+    attention: dict[tuple[str, str], list[str]] = {}
+    for name in found:
+        part = ATTENTION.fullmatch(name)
+        if part is None or part["encoder"] not in whole:
+            single.append([name])
+        else:
+            attention.setdefault((part["encoder"], part["layer"]), []).append(name)
+    return [*single, *(names for names in attention.values() if len(names) == 4)]

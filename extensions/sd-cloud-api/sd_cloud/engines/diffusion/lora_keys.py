@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from sd_cloud.engines.diffusion.layout import Family
 from sd_cloud.engines.diffusion.model import Model
 
 RESNET = {
@@ -34,6 +35,16 @@ PART_NAMES = {
     "down.weight": "lora_down.weight",
     "up.weight": "lora_up.weight",
 }
+
+
+TEXT_PREFIXES: dict[Family, tuple[tuple[str, ...], ...]] = {
+    "sd1": (("te", "te1", "text_encoder"),),
+    "sd2": (("te", "text_encoder"),),
+    "sdxl": (("te1", "text_encoder"), ("te2", "text_encoder_2")),
+    "sdxl-refiner": (("text_encoder_2",),),
+    "sd3": (("te1", "text_encoder"), ("te2", "text_encoder_2")),
+}
+"""What a family's text encoders are called in files; the webui does not find them elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +70,7 @@ def layers_by_name(model: Model) -> dict[str, Layer]:
             if isinstance(getattr(module, "weight", None), nn.Parameter):
                 layer = Layer(module, True)
                 flat = "text_model_" + name.replace(".", "_")
-                # The refiner's only encoder is the second kind.
-                second = number == 1 or model.layout.family == "sdxl-refiner"
-                prefixes = ("te2", "text_encoder_2") if second else ("te", "te1", "text_encoder")
-                for prefix in prefixes:
+                for prefix in TEXT_PREFIXES[model.layout.family][number]:
                     table[f"{prefix}_{flat}"] = layer
     return table
 
