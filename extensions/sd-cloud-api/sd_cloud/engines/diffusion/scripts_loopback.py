@@ -28,9 +28,10 @@ def loopback(session: Session) -> tuple[list[Picture], Image.Image | None]:
     batches = session.whole("n_iter", 1)
     given = session.payload.get("denoising_strength")
     first = 0.75 if given is None else float(given)
+    source = session.source()
     if session.job.options.get("img2img_color_correction"):
         # As the webui's own option only: it looks before override_settings are in force.
-        session.colour_target = pictures.colour_target(session.source().convert("RGB"))
+        session.colour_target = pictures.colour_target(source.convert("RGB"))
     session.count = loops * batches
     seed, subseed = session.fixed_seed("seed"), session.fixed_seed("subseed")
     marks = {"Final denoising strength": final, "Denoising curve": curve}
