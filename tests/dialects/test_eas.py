@@ -29,6 +29,7 @@ class Native(BaseModel):
     """As much of the webui's own request model as these tests need."""
 
     prompt: str = ""
+    negative_prompt: str = ""
     steps: int = 1
     seed: int = -1
     width: int = 64

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from sd_cloud.job import Target
@@ -191,3 +192,23 @@ async def test_extras_hand_the_pictures_to_the_engine(world: Native) -> None:
     assert set(answer) == {"html_info", "images"} and len(answer["images"]) == 1
     single = {"image": base64_png(), "show_extras_results": False}
     assert (await world.post("extra-single-image", single)).json()["image"] is None
+
+
+async def test_a_request_sent_again_with_its_key_is_answered_with_the_same_pictures_where_they_were_saved(
+    world: Native,
+) -> None:
+    async def ask(key: str, **changes: Any) -> httpx.Response:
+        return await world.client.post(
+            "/sdapi/v1/txt2img", json={"prompt": "x", **changes}, headers={"Idempotency-Key": key}
+        )
+
+    first, again = await ask("1", save_images=True), await ask("1", save_images=True)
+    assert again.status_code == 200 and len(world.engine.started) == 1
+    same = [picture_in(one.json()["images"][0]).tobytes() for one in (first, again)]
+    assert same[0] == same[1] and json.loads(first.json()["info"]) == json.loads(again.json()["info"])
+    assert (await ask("1", save_images=True, steps=3)).status_code == 409
+
+    await ask("2")
+    refused = await ask("2")
+    assert refused.status_code == 410 and "save_images" in refused.json()["detail"]
+    assert len(world.engine.started) == 2

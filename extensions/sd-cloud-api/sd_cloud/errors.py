@@ -135,6 +135,12 @@ class IdempotencyConflict(ServiceError):
     code, http_status, eas_status = "idempotency_conflict", 409, 1
 
 
+class NotKept(ServiceError):
+    """The request was answered before, and what it was answered with is no longer here."""
+
+    code, http_status, eas_status = "not_kept", 410, 12
+
+
 class NotAllowed(ServiceError):
     """The caller is known but may not do this."""
 

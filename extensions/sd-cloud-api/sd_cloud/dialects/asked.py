@@ -1,9 +1,8 @@
-"""What every way of asking shares: who asks, native jobs, idempotency, fresh links, one error place."""
+"""What every way of asking shares: who asks, native jobs, fresh links, one error place."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +29,6 @@ NATIVE_PATHS: Mapping[Kind, str] = {
     "img2img": "/sdapi/v1/img2img",
     "extras": "/sdapi/v1/extra-single-image",
 }
-LONGEST_KEY = 255
 LONGEST_LINK = 2048
 
 
@@ -117,17 +115,6 @@ def count_in(request: Request, name: str, default: int, most: int = 10**9) -> in
     if not text.isascii() or not text.isdecimal() or not 0 <= int(text[:12]) <= most:
         raise BadRequest(f"expected a number from 0 to {most}, got {text[:20]!r}", field=name)
     return int(text)
-
-
-async def idempotency_of(request: Request) -> tuple[str, str] | None:
-    """The caller's ``Idempotency-Key`` and a fingerprint of the request. Raises BadRequest."""
-    key = request.headers.get("idempotency-key")
-    if key is None:
-        return None
-    if not 0 < len(key) <= LONGEST_KEY:
-        raise BadRequest(f"a key has 1 to {LONGEST_KEY} characters", field="Idempotency-Key")
-    told = f"{request.method} {request.url.path}?{request.url.query}\n".encode()
-    return key, hashlib.sha256(told + await request.body()).hexdigest()
 
 
 def callback_in(given: Any, field: str = "callback_url") -> str | None:

@@ -21,9 +21,10 @@ from starlette.responses import JSONResponse, Response
 
 from sd_cloud import errors
 from sd_cloud.access import Caller
-from sd_cloud.dialects.asked import FreshLinks, Seam, idempotency_of, json_body
+from sd_cloud.dialects.asked import FreshLinks, Seam, json_body
 from sd_cloud.dialects.dashscope_models import Choice
 from sd_cloud.dialects.dashscope_request import ModelNotFound, job_of, model_of
+from sd_cloud.dialects.idempotency import idempotency_of
 from sd_cloud.dialects.routes import refused, router_of
 from sd_cloud.job import Outcome
 from sd_cloud.store.base import State, Task

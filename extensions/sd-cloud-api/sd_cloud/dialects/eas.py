@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sd_cloud import errors
 from sd_cloud.access import Access
+from sd_cloud.dialects.idempotency import idempotency_of
 from sd_cloud.job import Job, Kind, Outcome, Target
 from sd_cloud.service import Service
 
@@ -95,7 +96,7 @@ def _endpoint(
             caller = await access.caller(request)
             job = await parse(kind, json.loads(body), route, native_job, owner=caller.owner)
             request.scope["sd_cloud.job"] = job.id
-            outcome = await service.run(job)
+            outcome = await service.run(job, idempotency=await idempotency_of(request, body))
         except errors.ServiceError as error:
             return _failure(labels, _in_our_words(error, scripts), time.monotonic() - started)
         return _success(labels, outcome, time.monotonic() - started)

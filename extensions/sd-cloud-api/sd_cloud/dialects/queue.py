@@ -24,6 +24,7 @@ from starlette.routing import Match, WebSocketRoute
 from sd_cloud import errors
 from sd_cloud.access import Caller
 from sd_cloud.dialects.asked import Seam, callback_beside
+from sd_cloud.dialects.idempotency import idempotency_of
 from sd_cloud.dialects.queue_frames import PROTOBUF, frame_json, frames_bytes
 from sd_cloud.dialects.queue_request import (
     GROUP_HEADER,
@@ -103,8 +104,7 @@ class _Queue:
                 priority=priority,
             )  # fmt: skip
         else:
-            request_id = new_id()
-            index = await self._run(request, place, query, caller, data, priority, request_id)
+            index, request_id = await self._run(request, place, query, caller, data, priority)
         return PlainTextResponse(str(index), headers={REQUEST_ID_HEADER: request_id})
 
     async def _run(
@@ -115,10 +115,11 @@ class _Queue:
         caller: Caller,
         data: bytes,
         priority: int,
-        request_id: str,
-    ) -> int:
-        """An input message: a task of the same id as the request, reminded of by the message."""
+    ) -> tuple[int, str]:
+        """An input message: a task of the same id as the request, reminded of by the message. The
+        message's index and the request's id."""
         assert place.route is not None
+        request_id = new_id()
         self._check_route(place.route)
         kind = request.headers.get("content-type") or "application/json"
         if kind.startswith("application/x-www-form-urlencoded"):
@@ -147,8 +148,11 @@ class _Queue:
             )  # fmt: skip
 
         # In one transaction: there is no message without its task, and no task without its message.
-        await self._seam.service.submit(job, beside=put)
-        return index
+        idempotency = await idempotency_of(request, data)
+        task_id = await self._seam.service.submit(job, beside=put, idempotency=idempotency)
+        if task_id != request_id:  # sent before
+            index = await self._messages.index_of(task_id)
+        return index, task_id
 
     async def _body(self, request: Request) -> bytes:
         limit = self._seam.settings.queue_payload_bytes

@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from sd_cloud.dialects import sdapi_models as models
 from sd_cloud.dialects.eas import NativeJob
+from sd_cloud.dialects.idempotency import with_pictures
 from sd_cloud.dialects.sdapi_checks import check_upscaler, check_vae, check_values, checked_payload
 from sd_cloud.dialects.sdapi_errors import NativeRoute, answer
 from sd_cloud.dialects.sdapi_host import Options, add_host_routes
@@ -84,7 +85,7 @@ class _Making:
             sent = filled_in(kind, sent, body.model_fields_set)
         job = await self.job(kind, sent, owner=_owner(request))
         request.scope["sd_cloud.job"] = job.id
-        outcome = await self._service.run(job)
+        outcome = await with_pictures(self._service, job, request)
         return await asyncio.to_thread(self._made, job, sent, outcome)
 
     async def job(self, kind: Kind, payload: Mapping[str, Any], *, owner: str) -> Job:
@@ -150,7 +151,7 @@ class _Making:
                 check_upscaler(payload[field], self._service.catalogue(), field)
         job = Job("extras", payload, owner=_owner(request))
         request.scope["sd_cloud.job"] = job.id
-        outcome = await self._service.run(job)
+        outcome = await with_pictures(self._service, job, request)
         shown = payload["show_extras_results"]
         images = await asyncio.to_thread(self._images, job, outcome) if shown else []
         return str(outcome.info.get("html_info", "")), images

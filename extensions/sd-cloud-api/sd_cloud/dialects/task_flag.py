@@ -11,7 +11,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sd_cloud import errors
-from sd_cloud.dialects.asked import Seam, callback_in, idempotency_of
+from sd_cloud.dialects.asked import Seam, callback_in
+from sd_cloud.dialects.idempotency import idempotency_of
 from sd_cloud.dialects.replay import REPLAYED, call_job
 from sd_cloud.dialects.tasks import refusal, wants_async
 

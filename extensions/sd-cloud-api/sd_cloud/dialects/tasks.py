@@ -20,7 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from sd_cloud import errors
-from sd_cloud.dialects.asked import FreshLinks, Seam, callback_in, idempotency_of, json_body, stored_key
+from sd_cloud.dialects.asked import FreshLinks, Seam, callback_in, json_body, stored_key
+from sd_cloud.dialects.idempotency import idempotency_of
 from sd_cloud.dialects.routes import Endpoint, refused, router_of, status_of
 from sd_cloud.job import Job, Kind, Outcome, Picture, Progress, Target
 from sd_cloud.service import Service

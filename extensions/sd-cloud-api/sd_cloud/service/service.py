@@ -117,12 +117,15 @@ class Service:
 
     # -- asking -------------------------------------------------------------------------------
 
-    async def run(self, job: Job) -> Outcome:
-        """Queue the job and wait for what it comes to. Raises the ServiceError it failed with."""
+    async def run(self, job: Job, *, idempotency: tuple[str, str] | None = None) -> Outcome:
+        """Queue the job and wait for what it comes to. Raises the ServiceError it failed with.
+
+        An outcome of an earlier request (``idempotency``: see `submit`) may be without its pixels.
+        """
         outer = replaying.get()
         if outer is not None:
             return await self._delivery.run_within(outer, self._with_options(job))
-        return await self.result(await self.submit(job))
+        return await self.result(await self.submit(job, idempotency=idempotency))
 
     async def submit(
         self,

@@ -50,6 +50,8 @@ class Ending:
                 state=state, ended=now, expires=now + self._retention(row.dialect), outcome=kept,
                 reply_body=body, error=codec.error_to_text(error) if error else None,
                 job=codec.without_pictures(row.job), process=None, progress=None, preview=None,
+                # It was not the request's fault: sent again with the same key it is a new one.
+                idempotency_key=None if isinstance(error, ShuttingDown) else row.idempotency_key,
             )
         )  # fmt: skip
         job = codec.job_from_text(row.job)

@@ -92,7 +92,14 @@ class MessageStore:
         [index] = self._put_all(connection, [(queue, row)])
         if index is None:
             raise _has_ended()
+        if task_id is not None:
+            connection.execute(update(tasks).where(tasks.c.id == task_id).values(message=index))
         return index
+
+    async def index_of(self, task_id: str) -> int:
+        """The index that the message which asked for this task had, or has."""
+        wanted = select(tasks.c.message).where(tasks.c.id == task_id)
+        return int(await self._database.read(lambda c: c.execute(wanted).scalar_one()) or 0)
 
     async def finish(self, task_id: str, sink: str, data: bytes, message: str) -> bool:
         """The task of an input message is over: put what came of it into the owner's sink, with the
