@@ -6,6 +6,8 @@ for width, height, steps and prompt where the guide's would take minutes on a CP
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from collections.abc import Callable
@@ -48,6 +50,28 @@ def seeds_of(answer: dict[str, Any]) -> list[int]:
 def the_plain_curl_example_answers_with_base64(world: World) -> None:
     answer = world.post("/sdapi/v1/txt2img", {"prompt": "cut dog ", **SMALL}).json()
     assert len(answer["images"]) == 1 and set(answer) == {"images", "parameters", "info"}
+
+
+@case
+def the_second_python_example_reads_the_parameters_back_from_its_pictures(world: World) -> None:
+    answer = world.post("/sdapi/v1/txt2img", {"prompt": "puppy dog", "n_iter": 2, **SMALL}).json()
+    assert len(answer["images"]) == 2
+    for text in answer["images"]:
+        Image.open(io.BytesIO(base64.b64decode(text.split(",", 1)[0]))).load()
+        told = world.post("/sdapi/v1/png-info", {"image": "data:image/png;base64," + text})
+        assert told.status_code == 200 and told.json()["info"].startswith("puppy dog\nSteps: 2")
+
+
+@case
+def the_lora_example_changes_the_picture_and_saves_it(world: World) -> None:
+    def made(prompt: str) -> str:
+        body = {"prompt": prompt, "save_images": True, "seed": 8, **SMALL}
+        [text] = world.post("/sdapi/v1/txt2img", body).json()["images"]
+        return str(text)
+
+    before = saved_below(world.outputs)
+    assert made("girls <lora:tiny-style:1>") != made("girls")
+    assert saved_below(world.outputs) == before + 2
 
 
 @case
