@@ -1,11 +1,8 @@
-"""Inside a real webui (SD_WEBUI_DIR): what the extension adds to its start, and how fast other
-requests are answered while 100 EAS requests wait.
-"""
+"""Inside a real webui (SD_WEBUI_DIR): how fast others are answered while 100 EAS requests wait."""
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import tempfile
 import threading
 import time
@@ -16,32 +13,10 @@ from typing import Any
 
 import figures
 import httpx
-from tests.webui.real import A1111, EXTENSION, NO_WEBUI, WEBUI, Running, data_dir, packages, webui
+from tests.webui.real import NO_WEBUI, WEBUI, Running, data_dir, webui
 
 SMALL = {"prompt": "a cat", "width": 64, "height": 64, "steps": 20}
 ROUTES = ("/healthz", "/sdapi/v1/progress", "/sd-cloud/v1/tasks?limit=25", "/sd-cloud/v1/browse?path=models")
-#: The webui's own record of its start names each extension's part by its script.
-OURS = "sd_cloud_api.py"
-
-
-def start_seconds(running: Running) -> dict[str, float]:
-    """Seconds that the webui noted for our script: loading it, and its callback on the app."""
-    with running.client() as client:
-        records: dict[str, float] = client.get("/internal/profile-startup").json()["records"]
-    return {name: seconds for name, seconds in records.items() if OURS in name}
-
-
-def import_seconds() -> float:
-    """CPU seconds that loading our part takes the webui's Python, its own packages loaded before."""
-    text = (
-        "import time, fastapi, httpx, requests, numpy, PIL.Image, yaml, psutil; a = time.thread_time(); "
-        "import sd_cloud.inside_webui.hook; print(time.thread_time() - a)"
-    )
-    paths = {"PYTHONPATH": f"{packages()}:{EXTENSION}"}
-    done = subprocess.run(
-        [str(A1111.python), "-c", text], env=paths, capture_output=True, text=True, check=True
-    )
-    return float(done.stdout)
 
 
 @contextmanager
@@ -88,22 +63,15 @@ def tell(running: Running, title: str, count: int) -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--count", type=int, default=100, help="requests per route")
-    arguments.add_argument("--starts", type=int, default=3, help="how often the webui is started")
     given = arguments.parse_args()
     if not WEBUI.is_dir():
         raise SystemExit(NO_WEBUI)
     print(figures.machine())
-    print(f"loading our modules: {import_seconds():.2f} s of CPU", flush=True)
-    for number in range(given.starts):
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            webui(data_dir(Path(folder)), "--filebrowser", ui=True) as running,
-        ):
-            parts = start_seconds(running)
-            told = ", ".join(f"{name}: {seconds:.2f} s" for name, seconds in parts.items())
-            print(f"start {number + 1}: {sum(parts.values()):.2f} s of ours ({told})", flush=True)
-            if number + 1 == given.starts:
-                measure(running, given.count)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        webui(data_dir(Path(folder)), "--filebrowser", ui=True) as running,
+    ):
+        measure(running, given.count)
 
 
 def measure(running: Running, count: int) -> None:

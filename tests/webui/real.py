@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from tests.e2e.controlnet import write_adapter
 from tests.e2e.serving import free_port
 from tests.e2e.world import GOLDEN
 
@@ -112,6 +111,8 @@ def add_extension(root: Path) -> Path:
 
 def add_controlnet(root: Path) -> None:
     """sd-webui-controlnet as its users have it, with one model."""
+    from tests.e2e.controlnet import write_adapter  # safetensors is not in every environment
+
     ignored = shutil.ignore_patterns("__pycache__", ".git")
     shutil.copytree(CONTROLNET, root / "extensions" / "sd-webui-controlnet", ignore=ignored)
     write_adapter(root / "models" / "ControlNet" / f"{CONTROLNET_MODEL}.safetensors")

@@ -100,6 +100,17 @@ def test_removing_the_folder_leaves_the_webui_as_it_was(
             assert client.get("/healthz").status_code == 404
 
 
+def test_where_ours_fails_the_webui_starts_without_it_and_says_so(
+    without: dict[str, tuple[int, Any]], tmp_path: Path
+) -> None:
+    """A state dir that cannot be one: there is no task store."""
+    state_dir = tmp_path / "a file"
+    state_dir.touch()
+    with webui(data_dir(tmp_path), "--state-dir", str(state_dir)) as running:
+        assert "sd-cloud-api: app_started failed; the webui goes on without its API" in running.said
+        assert_same(answers(running), without)
+
+
 def test_our_flags_are_in_the_webuis_help(tmp_path: Path) -> None:
     root = data_dir(tmp_path)
     said = help_of(root)
