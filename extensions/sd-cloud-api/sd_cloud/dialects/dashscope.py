@@ -203,26 +203,20 @@ class _DashScope:
         if task.ended is not None:
             output["end_time"] = _time(task.ended)
         content: dict[str, Any] = {"request_id": str(uuid4()), "output": output}
-        pictures = outcome.of_role("image")
-        made = [p for p in pictures if p.link and not p.error]
-        if task.state == "succeeded":
-            results: list[dict[str, str]] = []
-            for picture in pictures:
-                if picture.link and not picture.error:
-                    results.append({"url": picture.link})
-                else:
-                    results.append(
-                        {"code": "InternalError", "message": picture.error or "the picture was not saved"}
-                    )
-            results += [{"code": "InternalError", "message": "the picture was not made"}] * (
-                wanted - len(results)
-            )
-            if not made:
-                output |= {"task_status": "FAILED", **results[0]}
-            else:
+        if task.state == "succeeded" and task.job.dialect != "dashscope":
+            pictures = outcome.of_role("image")  # it may have answered with them and saved none
+            output["results"] = [{"url": picture.link} for picture in pictures if picture.link]
+            output["task_metrics"] = _metrics(len(pictures), len(pictures), 0)
+            content["usage"] = {"image_count": len(pictures)}
+        elif task.state == "succeeded":
+            results = _results(outcome, wanted)
+            made = sum("url" in one for one in results)
+            if made:
                 output["results"] = results
-                content["usage"] = {"image_count": len(made)}
-            output["task_metrics"] = _metrics(wanted, len(made), wanted - len(made))
+                content["usage"] = {"image_count": made}
+            else:
+                output |= {"task_status": "FAILED", **results[0]}
+            output["task_metrics"] = _metrics(wanted, made, wanted - made)
         elif task.error is not None:
             output["code"], output["message"] = in_words(task.error)
             output["task_metrics"] = _metrics(wanted, 0, wanted if task.state == "failed" else 0)
@@ -230,6 +224,19 @@ class _DashScope:
             progress = self._service.progress_of(task)
             output["task_metrics"] = _metrics(wanted, min(progress.job_no if progress else 0, wanted), 0)
         return content
+
+
+def _results(outcome: Outcome, wanted: int) -> list[dict[str, str]]:
+    """A link for each picture that was made, and why not for each other one."""
+    results = []
+    for picture in outcome.of_role("image"):
+        if picture.link and not picture.error:
+            results.append({"url": picture.link})
+        else:
+            why = picture.error or "the picture was not saved"
+            results.append({"code": "InternalError", "message": why})
+    missing = {"code": "InternalError", "message": "the picture was not made"}
+    return results + [missing] * (wanted - len(results))
 
 
 def _pictures_wanted(task: Task) -> int:
