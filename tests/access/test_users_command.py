@@ -31,10 +31,10 @@ class Terminal:
         self._capsys, self._monkeypatch = capsys, monkeypatch
         self.out = self.err = ""
 
-    def run(self, *words: str, typed: str = "") -> int:
+    def run(self, *words: str, typed: str = "", command: str = "users") -> int:
         self._monkeypatch.setattr(sys, "stdin", Typed(typed))
         try:
-            code = main(["users", *words])
+            code = main([command, *words])
         except SystemExit as ended:
             code = int(ended.code or 0)
         self.out, self.err = self._capsys.readouterr()
@@ -125,3 +125,17 @@ def test_what_cannot_be_done_is_said_with_the_field(
     terminal: Terminal, words: tuple[str, ...], said: str
 ) -> None:
     assert terminal.run(*words) == 1 and said in terminal.err
+
+
+def test_usage_is_printed_as_csv_and_odd_dates_are_named(terminal: Terminal) -> None:
+    assert terminal.run("--from", "2026-11-01", "--to", "2026-11-30", "--user", "ben", command="usage") == 0
+    assert terminal.out.strip().startswith("ended,task_id,owner")
+    assert terminal.run("--from", "soon", command="usage") == 1 and "--from: 'soon'" in terminal.err
+    days = ("--from", "2026-11-02", "--to", "2026-11-01")
+    assert terminal.run(*days, command="usage") == 1 and "before --from" in terminal.err
+
+
+def test_the_webhook_secret_is_shown_and_stays(terminal: Terminal) -> None:
+    assert terminal.run(command="webhook-secret") == 0 and terminal.out.startswith("whsec_")
+    shown = terminal.out
+    assert terminal.run(command="webhook-secret") == 0 and terminal.out == shown

@@ -12,6 +12,7 @@ USAGE = """usage: sd-cloud COMMAND
 
   launch [flags]   serve the API; `sd-cloud launch --help` lists the flags
   users …          add, list, remove users; their tokens, roles and limits
+  usage …          what was used, as CSV
   webhook-secret   show what calls to callback_url are signed with
   --version        print the version"""
 
@@ -27,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from sd_cloud.users_command import users
 
         return users(arguments, os.environ)
+    if command == "usage":
+        from sd_cloud.usage_command import run
+
+        return run(arguments, os.environ)
     if command == "webhook-secret":
         from sd_cloud.webhook_command import show
 

@@ -20,6 +20,8 @@ class ServiceError(Exception):
     code: ClassVar[str] = "internal"
     http_status: ClassVar[int] = 500
     eas_status: ClassVar[int] = 4
+    #: When to come again, where that helps.
+    retry_after_seconds: int | None = None
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
@@ -120,13 +122,21 @@ class QueueFull(ServiceError):
 
     code, http_status, eas_status = "queue_full", 429, 10
 
-    retry_after_seconds: ClassVar[int] = 5
+    retry_after_seconds = 5
 
 
 class QuotaExceeded(ServiceError):
     """This owner has reached a limit of their own."""
 
     code, http_status, eas_status = "quota_exceeded", 429, 10
+    retry_after_seconds = 30
+
+    def __init__(
+        self, message: str, *, field: str | None = None, retry_after_seconds: int | None = None
+    ) -> None:
+        super().__init__(message, field=field)
+        if retry_after_seconds is not None:
+            self.retry_after_seconds = retry_after_seconds
 
 
 class IdempotencyConflict(ServiceError):
@@ -163,3 +173,4 @@ class ShuttingDown(ServiceError):
     """The service takes no new work because it is stopping."""
 
     code, http_status, eas_status = "shutting_down", 503, 13
+    retry_after_seconds = 5

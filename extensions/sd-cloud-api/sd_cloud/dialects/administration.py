@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from sd_cloud.access import Administration
 from sd_cloud.dialects.asked import Seam, json_body
 from sd_cloud.dialects.pages import told
+from sd_cloud.moments import moment
+from sd_cloud.store import usage
 from sd_cloud.store.users import UserTable
 
 USERS = "/sd-cloud/v1/users"
+USAGE = "/sd-cloud/v1/usage"
 
 
 def router(seam: Seam) -> APIRouter:
     routes = APIRouter()
-    users = _Users(seam)
+    users = _Administration(seam)
     for path, endpoint, method in (
+        (USAGE, users.usage, "GET"),
         (USERS, users.listed, "GET"),
         (USERS, users.add, "POST"),
         (USERS + "/{name}", users.change, "PATCH"),
@@ -30,10 +34,24 @@ def router(seam: Seam) -> APIRouter:
     return routes
 
 
-class _Users:
+class _Administration:
     def __init__(self, seam: Seam) -> None:
         self._access = seam.access
-        self._users = Administration(UserTable(seam.service.store.database))
+        self._database = seam.service.store.database
+        self._users = Administration(UserTable(self._database))
+
+    async def usage(self, request: Request) -> Response:
+        """CSV; ``from``, ``to`` (days in UTC, both included, or moments) and ``user`` in the query."""
+        await self._access.permitted(request)
+        query = request.query_params
+        lines = usage.as_csv(
+            self._database,
+            since=moment(query["from"], field="from") if query.get("from") else 0.0,
+            until=moment(query["to"], field="to", ends=True) if query.get("to") else None,
+            owner=query.get("user") or None,
+        )
+        headers = {"Content-Disposition": 'attachment; filename="usage.csv"'}
+        return StreamingResponse(lines, media_type="text/csv", headers=headers)
 
     async def listed(self, request: Request) -> Response:
         await self._access.permitted(request)

@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sd_cloud import errors
 from sd_cloud.access import Access
 from sd_cloud.dialects.idempotency import idempotency_of
+from sd_cloud.dialects.routes import come_again
 from sd_cloud.job import Job, Kind, Outcome, Target
 from sd_cloud.service import Service
 
@@ -245,9 +246,7 @@ def _in_our_words(error: errors.ServiceError, scripts: Mapping[str, Any]) -> err
 
 def _failure(labels: Mapping[str, str], error: errors.ServiceError, seconds: float) -> Response:
     answer = _answer(error.http_status, labels, seconds, status=error.eas_status, error_msg=str(error))
-    if error.http_status in (429, 503):
-        answer.headers["Retry-After"] = str(errors.QueueFull.retry_after_seconds)
-    return answer
+    return come_again(answer, error)
 
 
 def failure_body(error: errors.ServiceError) -> bytes:

@@ -15,6 +15,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from sd_cloud import pages
 from sd_cloud.access import Caller
 from sd_cloud.dialects.asked import Seam, json_body
+from sd_cloud.dialects.routes import come_again
 from sd_cloud.errors import BadRequest, NotFound, ServiceError, Unauthorized
 from sd_cloud.files import FileBrowser
 
@@ -61,7 +62,8 @@ def told(endpoint: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitabl
         try:
             return await endpoint(*args, **kwargs)
         except ServiceError as error:
-            return JSONResponse({"error": error.code, "detail": str(error)}, status_code=error.http_status)
+            content = {"error": error.code, "detail": str(error)}
+            return come_again(JSONResponse(content, status_code=error.http_status), error)
 
     return with_errors
 

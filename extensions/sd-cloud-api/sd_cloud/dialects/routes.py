@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from sd_cloud import errors
 
+R = TypeVar("R", bound=Response)
 Endpoint = Callable[[Request], Awaitable[Response]]
 Refusal = Callable[[errors.ServiceError], Response]
 
@@ -42,7 +43,11 @@ def status_of(error: errors.ServiceError) -> int:
 
 def refused(error: errors.ServiceError, content: Any) -> JSONResponse:
     """``content`` under the error's status, with when to come again where that helps."""
-    response = JSONResponse(content, status_code=status_of(error))
-    if response.status_code in (429, 503):
-        response.headers["Retry-After"] = str(errors.QueueFull.retry_after_seconds)
+    return come_again(JSONResponse(content, status_code=status_of(error)), error)
+
+
+def come_again(response: R, error: errors.ServiceError) -> R:
+    """The response with when to come again, where that helps."""
+    if error.retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(error.retry_after_seconds)
     return response

@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sd_cloud.errors import QueueFull, ServiceError
+from sd_cloud.dialects.routes import come_again
+from sd_cloud.errors import ServiceError
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +48,7 @@ class NativeRoute(APIRoute):
 
 
 def refusal(error: ServiceError) -> Response:
-    response = answer(_body(error.code, str(error)), status=error.http_status)
-    if error.http_status in (429, 503):
-        response.headers["Retry-After"] = str(QueueFull.retry_after_seconds)
-    return response
+    return come_again(answer(_body(error.code, str(error)), status=error.http_status), error)
 
 
 def answer(content: Any, *, status: int = 200) -> Response:

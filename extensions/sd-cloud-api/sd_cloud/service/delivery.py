@@ -226,7 +226,7 @@ class Delivery:
             live.tell()
             return
         failed = errors.EngineFailed(f"{error} (delivered {task.attempts} times, not tried again)")
-        await self._under_way.fail(task.id, failed)
+        await self._under_way.fail(task.id, failed, seconds=live.seconds)
 
     async def _saved(self, job: Job, outcome: Outcome) -> Outcome:
         try:

@@ -70,6 +70,7 @@ tasks = Table(
     Column("cancel_asked", Boolean, nullable=False, default=False, server_default=false()),
     Column("idempotency_key", String(255)),
     Column("fingerprint", String(64)),
+    Column("pictures", Integer, nullable=False, default=0, server_default="0"),  # asked for
     Column("message", BigInteger),  # the number of the queued message that asked for it
     UniqueConstraint("id"),
     Index("ix_tasks_waiting", "state", "priority", "number"),

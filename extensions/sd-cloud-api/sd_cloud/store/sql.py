@@ -93,6 +93,7 @@ class SqlStore:
         Raises QueueFull when ``limit`` tasks are waiting, QuotaExceeded, IdempotencyConflict.
         """
         text = await asyncio.to_thread(codec.job_to_text, job)
+        pictures = await asyncio.to_thread(quota.pictures_asked_for, job)
         key, fingerprint = idempotency or (None, None)
 
         def work(connection: Connection) -> Task | str:
@@ -111,14 +112,14 @@ class SqlStore:
                     return str(earlier.id)
             if _count_waiting(connection) >= limit:
                 raise QueueFull(f"{limit} tasks are waiting already; send it again in a few seconds")
-            quota.check(connection, job)
+            quota.check(connection, job.owner, pictures)
             now = time.time()
             connection.execute(
                 insert(tasks).values(
                     id=job.id, owner=job.owner, dialect=job.dialect, kind=job.kind, state="pending",
                     priority=job.priority, order_key=job.order_key, checkpoint=job.checkpoint, job=text,
                     kept=kept, process=self.process, submitted=now, idempotency_key=key,
-                    fingerprint=fingerprint,
+                    fingerprint=fingerprint, pictures=pictures,
                 )
             )  # fmt: skip
             if beside is not None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from io import StringIO
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, Row, Select, insert, select
 
 from sd_cloud.job import Job, Outcome
 from sd_cloud.store.base import State
+from sd_cloud.store.database import Database
 from sd_cloud.store.schema import usage
 
 COLUMNS = (
     "ended", "task_id", "owner", "dialect", "kind", "checkpoint", "state", "pictures",
     "megapixel_steps", "engine_seconds",
 )  # fmt: skip
+ROWS_AT_ONCE = 1000
 
 
 def record(
@@ -52,24 +55,27 @@ def megapixel_steps_each(job: Job, outcome: Outcome | None) -> float:
     return number("width") * number("height") / 1e6 * number("steps")
 
 
-def as_csv(connection: Connection, *, since: float = 0.0, until: float | None = None) -> Iterator[str]:
-    """Usage rows as CSV lines, header first, oldest first; times in UTC."""
+async def as_csv(
+    database: Database, *, since: float = 0.0, until: float | None = None, owner: str | None = None
+) -> AsyncIterator[str]:
+    """Usage rows as CSV, header first, oldest first, so many lines at a time; times in UTC.
+
+    ``since`` and ``until`` (not itself in it): when the task ended, in seconds since the epoch.
+    """
     yield _line(COLUMNS)
-    wanted = select(usage).where(usage.c.ended >= since).order_by(usage.c.number)
+    wanted = select(usage).where(usage.c.ended >= since).order_by(usage.c.number).limit(ROWS_AT_ONCE)
     if until is not None:
         wanted = wanted.where(usage.c.ended < until)
-    for row in connection.execute(wanted):
-        values = row._mapping
-        yield _line([_text(name, values[name]) for name in COLUMNS])
+    if owner is not None:
+        wanted = wanted.where(usage.c.owner == owner)
+    last = 0
+    while rows := await database.read(partial(_after, wanted=wanted, number=last)):
+        yield "".join(_line([_text(name, row._mapping[name]) for name in COLUMNS]) for row in rows)
+        last = rows[-1].number
 
 
-def totals(connection: Connection, *, since: float = 0.0) -> list[dict[str, Any]]:
-    """Sums per owner."""
-    sums = [func.sum(usage.c[name]).label(name) for name in ("pictures", "megapixel_steps", "engine_seconds")]
-    wanted = select(usage.c.owner, func.count().label("tasks"), *sums).where(usage.c.ended >= since)
-    return [
-        dict(row._mapping) for row in connection.execute(wanted.group_by(usage.c.owner).order_by("owner"))
-    ]
+def _after(connection: Connection, wanted: Select[Any], number: int) -> Sequence[Row[Any]]:
+    return connection.execute(wanted.where(usage.c.number > number)).all()
 
 
 def _text(name: str, value: Any) -> str:
