@@ -39,6 +39,33 @@ ADMIN_ROUTES: tuple[tuple[str, str], ...] = (
     ("GET", "/sd-cloud/v1/usage"),
 )
 
+#: Every other route of ours that changes something: whoever is let in may use it, for what is theirs.
+#: A test holds that each route is in one of the two lists.
+USER_ROUTES: tuple[tuple[str, str], ...] = (
+    ("POST", "/sdapi/v1/txt2img"),
+    ("POST", "/sdapi/v1/img2img"),
+    ("POST", "/sdapi/v1/extra-single-image"),
+    ("POST", "/sdapi/v1/extra-batch-images"),
+    ("POST", "/sdapi/v1/png-info"),
+    ("POST", "/sdapi/v1/interrogate"),
+    ("POST", "/controlnet/detect"),
+    ("POST", "/txt2img"),
+    ("POST", "/img2img"),
+    ("POST", "/extra_images"),
+    ("POST", "/tasks/{task_id}/cancellation"),
+    ("POST", "/login"),
+    ("POST", "/api/v1/services/aigc/text2image/image-synthesis"),
+    ("POST", "/api/v1/tasks/{task_id}/cancel"),
+    ("POST", "/api/predict/{path:path}"),
+    ("PUT", "/api/predict/{path:path}"),
+    ("DELETE", "/api/predict/{path:path}"),
+    ("POST", "/sd-cloud/v1/tasks/{task_id}/cancel"),
+    ("PUT", "/sd-cloud/v1/browse/file"),
+    ("DELETE", "/sd-cloud/v1/browse/file"),
+    ("POST", "/sd-cloud/v1/browse/folder"),
+    ("POST", "/sd-cloud/v1/browse/rename"),
+)
+
 _ROUTES = frozenset(route for route in ADMIN_ROUTES if not route[1].endswith("/*"))
 _BELOW = tuple((method, path[:-1]) for method, path in ADMIN_ROUTES if path.endswith("/*"))
 

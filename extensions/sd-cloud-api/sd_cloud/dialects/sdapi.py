@@ -180,12 +180,15 @@ class _Watching:
         self._interrupted: str | None = None
         self._skipped: str | None = None
 
-    async def progressapi(self, skip_current_image: bool = False) -> Response:
-        task, progress = self._service.running, self._service.progress()
+    async def progressapi(self, request: Request, skip_current_image: bool = False) -> Response:
+        """Of whatever runs now; a plain user sees only what is theirs."""
+        caller = request.scope.get("sd_cloud.caller")
+        task = self._service.first_running(None if caller is None else caller.may_see)
+        progress = self._service.progress(task.id) if task is not None else None
         if task is None or progress is None:
             return answer(_progress(0.0, 0.0, _state()))
         fraction = min(0.01 + progress.fraction, 1.0)
-        seconds = self._service.seconds_running()
+        seconds = self._service.seconds_running(task.id)
         state = _state(
             skipped=self._skipped == task.id,
             interrupted=self._interrupted == task.id,

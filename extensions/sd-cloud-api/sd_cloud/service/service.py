@@ -237,6 +237,11 @@ class Service:
         """The task that was started first of those running now."""
         return next(iter(self._under_way.running.values()), None)
 
+    def first_running(self, may_see: Callable[[str], bool] | None = None) -> Task | None:
+        """The same among the tasks of those owners that the caller may see."""
+        running = self._under_way.running.values()
+        return next((one for one in running if may_see is None or may_see(one.job.owner)), None)
+
     async def queue_length(self) -> int:
         return await self.store.waiting()
 
