@@ -159,6 +159,19 @@ async def test_the_guides_curl_example_answers_in_the_guides_shape(world: Native
     assert [p.seed for p in task.outcome.of_role("image")] == [42, 43, 44, 45]
 
 
+async def test_a_picture_that_fails_is_told_by_itself_and_not_counted(world: Native) -> None:
+    world.engine.step_seconds = 0.05
+    task_id = await submitted(world)
+    in_the_way = world.settings.outputs_dir / "images" / "local" / f"{task_id}_2.png"
+    in_the_way.mkdir(parents=True)
+    done = await ended(world, task_id)
+    output = done["output"]
+    assert output["task_status"] == "SUCCEEDED" and done["usage"] == {"image_count": 3}
+    assert output["task_metrics"] == {"TOTAL": 4, "SUCCEEDED": 3, "FAILED": 1}
+    assert [sorted(one) for one in output["results"]] == [["url"], ["code", "message"], ["url"], ["url"]]
+    assert output["results"][1]["code"] == "InternalError"
+
+
 async def test_sd35_takes_shift_cfg_and_an_input_picture(world: Native) -> None:
     first = await ended(world, await submitted(world, {**GUIDE, "parameters": {"n": 1, "size": "512*512"}}))
     link = httpx.URL(first["output"]["results"][0]["url"])

@@ -37,13 +37,19 @@ WORDS: dict[State, str] = {
     "cancelled": "cancelled",
 }
 PATHS: dict[str, Kind] = {"/txt2img": "txt2img", "/img2img": "img2img", "/extra_images": "extras"}
+#: A native field -> what a caller of this API knows it as.
+FIELDS = {"sd_model_checkpoint": "stable_diffusion_model", "override_settings.sd_vae": "sd_vae"}
 #: What of a request is this dialect's own; the rest is the native payload.
 OWN_FIELDS = ("stable_diffusion_model", "sd_vae", "save_dir", "callback_url")
 
 
 def refusal(error: errors.ServiceError, task_id: str | None = None) -> Response:
     status = status_of(error)
-    content: dict[str, Any] = {"code": status, "message": str(error)}
+    field = FIELDS.get(error.field or "", error.field)
+    content: dict[str, Any] = {
+        "code": status,
+        "message": f"{field}: {error.args[0]}" if field else str(error),
+    }
     if task_id is not None:
         content |= {"taskId": task_id, "status": WORDS["cancelled" if status == 409 else "failed"]}
     return refused(error, content)
