@@ -10,8 +10,10 @@ import pytest
 from sd_cloud import errors
 from sd_cloud.engines.base import EngineDied
 from sd_cloud.job import Job, Outcome
-from sd_cloud.service import Service
+from sd_cloud.service import Service, housekeeping
+from sd_cloud.store.database import in_memory
 from sd_cloud.store.memory import MemoryStore
+from sd_cloud.store.sql import SqlStore
 from tests.fakes import PaintEngine, colour
 
 
@@ -282,6 +284,28 @@ async def test_stopping_ends_what_runs_beside_even_if_it_loses_a_cancellation(en
     await asyncio.sleep(0)
     await service.stop()
     assert lost
+
+
+async def test_what_expired_is_cleaned_in_batches_and_one_whose_pictures_stay_holds_up_no_other(
+    engine: PaintEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "CLEANED_AT_ONCE", 2)
+    removed: list[str] = []
+
+    class Outputs(NoOutputs):
+        async def remove(self, asked: Job, outcome: Outcome) -> None:
+            if asked.payload["prompt"] == "in a bucket that is away":
+                raise OSError("nobody answers")
+            removed.append(asked.payload["prompt"])
+
+    store = SqlStore(in_memory(), retention=lambda dialect: -1.0)
+    service = Service(engine, store=store, inputs=NoInputs(), outputs=Outputs())
+    names = ["in a bucket that is away", "1", "2", "3", "4"]
+    for name in names:
+        await service.run(job(name))
+    assert await service.clean() == 4 and sorted(removed) == names[1:]
+    assert await service.clean() == 0, "it is not looked at again at once"
+    await service.stop()
 
 
 async def test_a_change_of_the_options_does_not_reach_a_waiting_job(engine: PaintEngine) -> None:

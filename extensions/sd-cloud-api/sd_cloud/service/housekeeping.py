@@ -8,11 +8,14 @@ import logging
 from sd_cloud.service.delivery import Outputs
 from sd_cloud.service.preparing import Preparing
 from sd_cloud.service.under_way import UnderWay
+from sd_cloud.store.base import Task
 
 log = logging.getLogger(__name__)
 
 #: How often a service looks for it.
 HOUSEKEEPING_SECONDS = 30.0
+#: When a task whose pictures could not be removed is looked at again.
+POSTPONED_SECONDS = 3600.0
 #: Tasks that are cleaned away at once.
 CLEANED_AT_ONCE = 50
 
@@ -41,12 +44,23 @@ class Housekeeping:
         """Forget the tasks whose time is over, and the pictures kept for them; how many they were."""
         count = 0
         while expired := await self._store.expired(limit=CLEANED_AT_ONCE):
-            for task in expired:
-                if task.outcome is not None and (task.outcome.reply or task.outcome.pictures):
-                    await self._outputs.remove(task.job, task.outcome)
-            await self._store.forget([task.id for task in expired])
-            count += len(expired)
+            gone = [task.id for task in expired if await self._removed(task)]
+            await self._store.forget(gone)
+            # A bucket that is away for a while holds up its own tasks only.
+            kept = [task.id for task in expired if task.id not in gone]
+            await self._store.postpone(kept, POSTPONED_SECONDS)
+            count += len(gone)
         return count
+
+    async def _removed(self, task: Task) -> bool:
+        """Whether the pictures of a task are gone."""
+        if task.outcome is not None and (task.outcome.reply or task.outcome.pictures):
+            try:
+                await self._outputs.remove(task.job, task.outcome)
+            except Exception:
+                log.exception("the pictures of task %s could not be removed; tried again later", task.id)
+                return False
+        return True
 
     async def recover(self) -> None:
         found = await self._store.recover(max_delivery=self._max_delivery)

@@ -62,6 +62,7 @@ tasks = Table(
     Column("scheduled", Double),
     Column("ended", Double),
     Column("expires", Double),
+    Column("cleaned_after", Double),  # its pictures could not be removed: not before then
     Column("outcome", Text),
     Column("reply_body", LargeBinary),
     Column("error", Text),

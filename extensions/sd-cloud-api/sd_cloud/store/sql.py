@@ -378,10 +378,22 @@ class SqlStore:
         """Tasks whose time is over, the oldest first. They stay until :meth:`forget`."""
 
         def work(connection: Connection) -> list[Task]:
-            wanted = select(tasks).where(tasks.c.expires < time.time()).order_by(tasks.c.expires).limit(limit)
+            now = time.time()
+            wanted = select(tasks).where(
+                tasks.c.expires < now, func.coalesce(tasks.c.cleaned_after, 0.0) < now
+            )
+            wanted = wanted.order_by(tasks.c.expires).limit(limit)
             return [task_of(row) for row in connection.execute(wanted)]
 
         return await self.database.read(work)
+
+    async def postpone(self, task_ids: Sequence[str], seconds: float) -> None:
+        """Leave these expired tasks for so long."""
+        until = time.time() + seconds
+        if task_ids:
+            await self.database.write(
+                lambda c: c.execute(update(tasks).where(tasks.c.id.in_(task_ids)).values(cleaned_after=until))
+            )
 
     async def forget(self, task_ids: Sequence[str]) -> None:
         """Remove these tasks; that they were stays known for `REMEMBERED_SECONDS`."""
