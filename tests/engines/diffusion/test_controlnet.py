@@ -137,6 +137,7 @@ class Bench:
                 unet=self.model.unet,
                 shelf=self.shelf,
                 encode=self.encode,
+                draw=lambda shape: torch.zeros(tuple(shape)),
                 option=lambda name, default: self.options.get(name, default),
             ),
         )
@@ -246,7 +247,7 @@ def test_a_difference_is_added_to_the_unets_weights(model: Model, encoder: Tenso
             "lacks 2 tensors",
         ),
         (lambda t: {"lora_controlnet": torch.zeros(1), **t}, NotImplementedHere, "a Control-LoRA"),
-        (lambda t: {"adapter.body.0.x": torch.zeros(1)}, NotImplementedHere, "a T2I-Adapter"),
+        (lambda t: {"lllite_unet": torch.zeros(1)}, NotImplementedHere, "a ControlNet-LLLite"),
         (lambda t: {"ip_adapter.1.to_k_ip.weight": torch.zeros(1)}, NotImplementedHere, "an IP-Adapter"),
     ],
 )

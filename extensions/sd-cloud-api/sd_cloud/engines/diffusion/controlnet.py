@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,19 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from sd_cloud.engines.base import ModelFile
+from sd_cloud.engines.diffusion.controlnet_adapter import Adapter, Adapting
 from sd_cloud.engines.diffusion.controlnet_after import (
     Correction,
     Finish,
     correction_for,
     finish_for,
 )
-from sd_cloud.engines.diffusion.controlnet_call import Call, Residuals
+from sd_cloud.engines.diffusion.controlnet_call import Call, Hinted, Residuals
 from sd_cloud.engines.diffusion.controlnet_maps import Canvas, Map, fit, perfect_resolution, unit_image
-from sd_cloud.engines.diffusion.controlnet_model import ControlNet, load_controlnet
+from sd_cloud.engines.diffusion.controlnet_model import ControlNet, load_control_model
+from sd_cloud.engines.diffusion.controlnet_reference import Draw, Injection, Reference
 from sd_cloud.engines.diffusion.controlnet_units import ControlUnit, find_control_model
 from sd_cloud.engines.diffusion.preprocess import Detection, detect
 from sd_cloud.engines.diffusion.preprocess_table import MODULES
@@ -38,6 +40,8 @@ from sd_cloud.job import Picture
 from sd_cloud.settings import Settings
 
 __all__ = ["Call", "Canvas", "Control", "ControlNetShelf", "Residuals", "Surroundings", "prepare"]
+
+Forward = Callable[[Tensor, Residuals | None], Tensor]
 
 SOFT_BASE = 0.825
 SOFT_LAYERS = 13
@@ -48,13 +52,13 @@ HARD_EDGES = ("canny", "mlsd")
 
 
 class ControlNetShelf:
-    """Loaded ControlNets, the last few kept (``control_net_model_cache_size``)."""
+    """Loaded ControlNets and T2I-Adapters, the last few kept (``control_net_model_cache_size``)."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[object, ...], ControlNet] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], ControlNet | Adapter] = OrderedDict()
 
-    def get(self, path: Path, unet: UNet2DConditionModel, keep: int, *, field: str) -> ControlNet:
-        """Raises what :func:`load_controlnet` raises."""
+    def get(self, path: Path, unet: UNet2DConditionModel, keep: int, *, field: str) -> ControlNet | Adapter:
+        """Raises what :func:`load_control_model` raises."""
         parameter = next(unet.parameters())
         heads = tuple(np.atleast_1d(unet.config["attention_head_dim"]).tolist())
         widths = tuple(unet.config["block_out_channels"])
@@ -64,7 +68,7 @@ class ControlNetShelf:
             return self._kept[key]
         while self._kept and len(self._kept) >= max(keep, 1):
             self._kept.popitem(last=False)
-        found = load_controlnet(path, unet, device=parameter.device, dtype=parameter.dtype, field=field)
+        found = load_control_model(path, unet, device=parameter.device, dtype=parameter.dtype, field=field)
         if keep > 0 and not found.bound:
             self._kept[key] = found
         return found
@@ -74,24 +78,15 @@ class ControlNetShelf:
 
 
 @dataclass
-class Steering:
-    """One unit ready to work: its network, its maps as tensors [1, 3 or 4, H, W] in 0..1."""
+class Steering(Hinted):
+    """One unit ready to work: its network, its maps, and what it changes in the U-Net's output."""
 
-    unit: ControlUnit
     network: ControlNet
-    hint: Tensor
-    hires_hint: Tensor | None
     correction: Correction | None
 
-    def hint_for(self, call: Call) -> Tensor:
-        return self.hires_hint if call.hires and self.hires_hint is not None else self.hint
-
-    def works(self, call: Call) -> bool:
-        """Whether the unit takes part in this call: its window, and its choice of passes."""
-        chosen = self.unit.hires != "Both" and self.hires_hint is not None
-        if chosen and call.hires != (self.unit.hires == "High res only"):
-            return False
-        return self.unit.guidance_start <= call.progress <= self.unit.guidance_end
+    def settle(self, call: Call) -> None:
+        if self.correction is not None:
+            self.correction.latent(self.hint_for(call))
 
     def residuals(self, call: Call) -> list[Tensor]:
         """The network's outputs, weighed; the middle's is the last."""
@@ -109,7 +104,7 @@ class Steering:
         if self.unit.only_on_prompt or self.network.averaged:
             layers = [layer * call.marks for layer in layers]
         weights = self.layer_weights(len(layers), call.hires)
-        layers = [self._within_region(layer * weight) for layer, weight in zip(layers, weights, strict=True)]
+        layers = [self.within_region(layer * weight) for layer, weight in zip(layers, weights, strict=True)]
         if self.network.averaged:
             layers = [layer.mean(dim=(2, 3), keepdim=True) for layer in layers]
         return layers
@@ -127,35 +122,63 @@ class Steering:
                     field=f"{self.unit.field}.advanced_weighting",
                 )
             return list(own)
-        softened = self.unit.soft or (hires and any(edge in self.unit.module.name for edge in HARD_EDGES))
-        if not softened:
+        if not softened(self.unit, hires):
             return [self.unit.weight] * count
         # The extension counts 13 layers for SDXL too, which has 10, and takes the first 10.
         return [self.unit.weight * SOFT_BASE ** (SOFT_LAYERS - 1 - layer) for layer in range(count)]
 
-    def _within_region(self, layer: Tensor) -> Tensor:
-        if self.unit.region is None:
-            return layer
-        mask = torch.from_numpy(np.asarray(self.unit.region, np.float32) / 255.0)[None, None].to(layer)
-        return layer * functional.interpolate(mask, size=layer.shape[-2:], mode="bilinear")
+
+def softened(unit: ControlUnit, hires: bool) -> bool:
+    """Whether the unit's shallow layers weigh less than its deep ones."""
+    return unit.soft or (hires and any(edge in unit.module.name for edge in HARD_EDGES))
+
+
+def _sum(total: list[Tensor] | None, layers: list[Tensor]) -> list[Tensor]:
+    return layers if total is None else [a + b for a, b in zip(total, layers, strict=True)]
 
 
 @dataclass
 class Control:
     """All units of a job. ``maps``: the control maps to answer."""
 
-    steerings: tuple[Steering, ...]
+    units: tuple[Hinted, ...]
     maps: tuple[Picture, ...]
     finishes: tuple[Finish, ...] = field(default=())
 
+    @property
+    def steerings(self) -> list[Steering]:
+        return [one for one in self.units if isinstance(one, Steering)]
+
+    def run(self, call: Call, unet: UNet2DConditionModel, forward: Forward, alphas_cumprod: Tensor) -> Tensor:
+        """The U-Net's output at this call, with all that the units change in it.
+
+        ``forward`` runs the U-Net on latents, with residuals.
+        """
+        for unit in self.units:
+            unit.settle(call)
+        added = self.residuals(call)
+        working = [one for one in self.units if isinstance(one, Reference) and one.works(call)]
+        if not working:
+            return self.correct(forward(call.latents, added), call, alphas_cumprod)
+        with Injection(unet, call.positive).installed() as injection:
+            for one in working:
+                noisy = one.noised(call, alphas_cumprod)
+                injection.write(one, call, partial(forward, noisy, None))
+            return self.correct(forward(call.latents, added), call, alphas_cumprod)
+
     def residuals(self, call: Call) -> Residuals | None:
         """What to add inside the U-Net at this call; None when no unit works in it."""
-        total: list[Tensor] | None = None
-        for steering in self.steerings:
-            if steering.works(call):
-                layers = steering.residuals(call)
-                total = layers if total is None else [a + b for a, b in zip(total, layers, strict=True)]
-        return None if total is None else Residuals(tuple(total[:-1]), total[-1])
+        layers: list[Tensor] | None = None
+        levels: list[Tensor] | None = None
+        for unit in self.units:
+            if isinstance(unit, Steering) and unit.works(call):
+                layers = _sum(layers, unit.residuals(call))
+            if isinstance(unit, Adapting) and unit.works(call):
+                levels = _sum(levels, unit.levels(call, softened=softened(unit.unit, call.hires)))
+        if layers is None and levels is None:
+            return None
+        down, middle = (tuple(layers[:-1]), layers[-1]) if layers else ((), None)
+        return Residuals(down, middle, tuple(levels or ()))
 
     def correct(self, noise: Tensor, call: Call, alphas_cumprod: Tensor) -> Tensor:
         """The U-Net's output with what ``tile_colorfix`` and ``inpaint_only`` change in it."""
@@ -175,7 +198,8 @@ class Control:
 class Surroundings:
     """What preparing a job's units needs from the engine.
 
-    ``encode`` takes pixels [1, 3, H, W] in -1..1 to the latent the U-Net works on.
+    ``encode`` takes pixels [1, 3, H, W] in -1..1 to the latent the U-Net works on; ``draw`` gives what
+    torch's own generator gives next in the webui.
     """
 
     settings: Settings
@@ -183,6 +207,7 @@ class Surroundings:
     unet: UNet2DConditionModel
     shelf: ControlNetShelf
     encode: Callable[[Tensor], Tensor]
+    draw: Draw
     option: Callable[[str, Any], Any]
 
 
@@ -196,30 +221,49 @@ def prepare(units: Sequence[ControlUnit], canvas: Canvas, around: Surroundings) 
         return None
     if "block_out_channels" not in around.unet.config:
         raise NotImplementedHere("ControlNet is for SD 1, SD 2 and SDXL checkpoints", field=units[0].field)
-    files = [find_control_model(one.model, around.models, field=f"{one.field}.model") for one in units]
+    files = [
+        None
+        if one.module.model_free
+        else find_control_model(one.model, around.models, field=f"{one.field}.model")
+        for one in units
+    ]
     units = [_settled(unit, canvas) for unit in units]
     made = [_maps(unit, canvas, around.settings) for unit in units]
     keep = int(around.option("control_net_model_cache_size", KEPT_MODELS))
-    steerings, finishes, pictures = [], [], []
+    at_work: list[Hinted] = []
+    finishes, pictures = [], []
     for unit, file, (pixels, hires_pixels) in zip(units, files, made, strict=True):
+        if unit.save_map:
+            pictures += [_picture(one) for one in (hires_pixels, pixels) if one is not None]
+        hint, hires_hint = as_tensor(pixels), None if hires_pixels is None else as_tensor(hires_pixels)
+        if file is None:
+            at_work.append(_reference(unit, hint, hires_hint, around))
+            continue
         network = around.shelf.get(Path(file.filename), around.unet, keep, field=f"{unit.field}.model")
+        if isinstance(network, Adapter):
+            at_work.append(Adapting(unit, hint, hires_hint, network))
+            continue
         _check_hint(unit, network)
         final = pixels if hires_pixels is None else hires_pixels
-        steerings.append(
+        at_work.append(
             Steering(
                 unit=unit,
                 network=network,
-                hint=as_tensor(pixels),
-                hires_hint=None if hires_pixels is None else as_tensor(hires_pixels),
+                hint=hint,
+                hires_hint=hires_hint,
                 correction=correction_for(unit, around.encode),
             )
         )
         finish = finish_for(unit, final, int(around.option("control_net_inpaint_blur_sigma", 7)))
         finishes += [finish] if finish else []
-        if unit.save_map:
-            pictures += [_picture(one) for one in (hires_pixels, pixels) if one is not None]
     shown = () if around.option("control_net_no_detectmap", False) else tuple(pictures)
-    return Control(tuple(steerings), shown, tuple(finishes))
+    return Control(tuple(at_work), shown, tuple(finishes))
+
+
+def _reference(unit: ControlUnit, hint: Tensor, hires_hint: Tensor | None, around: Surroundings) -> Reference:
+    if unit.region is not None:
+        raise BadRequest("is for units with a model", field=f"{unit.field}.effective_region_mask")
+    return Reference(unit, hint, hires_hint, around.encode, around.draw)
 
 
 def _settled(unit: ControlUnit, canvas: Canvas) -> ControlUnit:

@@ -37,7 +37,7 @@ class Correction:
         """``noise``: [N, 4, h, w] predicted at ``call``; the share of the correction is the unit's weight."""
         noise = noise.float()  # near the last step alpha is 1 to within half precision
         noisy = call.latents[:, :4].float()
-        own = self._latent(hint).to(noisy)
+        own = self.latent(hint).to(noisy)
         alpha = alphas_cumprod.to(noisy.device)[call.timesteps.float().round().long()].to(noisy)
         alpha = alpha.view(-1, 1, 1, 1)
         pointed_to = (noisy - (1 - alpha).sqrt() * noise) / alpha.sqrt()
@@ -46,7 +46,7 @@ class Correction:
         share = min(max(self.unit.weight, 0.0), 1.0)
         return corrected * share + noise * (1 - share)
 
-    def _latent(self, hint: Tensor) -> Tensor:
+    def latent(self, hint: Tensor) -> Tensor:
         size = tuple(hint.shape[-2:])
         if size not in self.latents:
             self.latents[size] = self.encode(hint[:, :3] * 2 - 1)

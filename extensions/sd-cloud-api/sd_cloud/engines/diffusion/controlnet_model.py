@@ -19,6 +19,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from torch import Tensor
 
+from sd_cloud.engines.diffusion.controlnet_adapter import Adapter, is_adapter, load_adapter
 from sd_cloud.engines.diffusion.text_encoders import assign
 from sd_cloud.engines.diffusion.weights_file import Tensors, read_tensors
 from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere
@@ -34,8 +35,6 @@ OTHER_KINDS = (
     ("lllite", "a ControlNet-LLLite"),
     ("motion_modules", "a SparseCtrl model"),
     ("control_add_embedding", "a ControlNet Union model"),
-    ("adapter.body", "a T2I-Adapter"),
-    ("body.0", "a T2I-Adapter"),
     ("style_embedding", "a T2I style adapter"),
 )
 
@@ -54,15 +53,31 @@ class ControlNet:
     bound: bool = False
 
 
-def load_controlnet(
+def load_control_model(
     path: Path, unet: UNet2DConditionModel, *, device: torch.device, dtype: torch.dtype, field: str = "model"
+) -> ControlNet | Adapter:
+    """The ControlNet or T2I-Adapter in ``path``, for ``unet``. Raises what loading either raises."""
+    tensors = read_tensors(path)
+    if is_adapter(tensors):
+        return load_adapter(tensors, path.name, unet, device=device, dtype=dtype, field=field)
+    return load_controlnet(path, unet, device=device, dtype=dtype, field=field, tensors=tensors)
+
+
+def load_controlnet(
+    path: Path,
+    unet: UNet2DConditionModel,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    field: str = "model",
+    tensors: Tensors | None = None,
 ) -> ControlNet:
     """Build the ControlNet in ``path`` for ``unet``.
 
     Raises CheckpointBroken (unreadable or incomplete), NotImplementedHere (an adapter of another
     kind) and BadRequest (made for checkpoints of other widths), each naming the file.
     """
-    tensors = read_tensors(path)
+    tensors = read_tensors(path) if tensors is None else tensors
     state = _in_diffusers_names(tensors, path.name, field)
     config = controlnet_config(state, unet.config, path.name)
     _check_fit(config, unet.config, path.name, field)
@@ -81,7 +96,9 @@ def _in_diffusers_names(tensors: Tensors, name: str, field: str) -> dict[str, Te
     plain = {key.removeprefix(LDM_PREFIX): value for key, value in tensors.items()}
     for mark, kind in OTHER_KINDS:
         if any(mark in key for key in plain):
-            raise NotImplementedHere(f"{name} is {kind}; only ControlNet models are served", field=field)
+            raise NotImplementedHere(
+                f"{name} is {kind}; only ControlNets and T2I-Adapters are served", field=field
+            )
     if LDM_MARK in plain:
         state = _from_ldm(plain, name)
     elif DIFFUSERS_MARK in plain:

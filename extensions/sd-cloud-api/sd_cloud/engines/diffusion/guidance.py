@@ -226,19 +226,24 @@ class Guided:
             progress=self.progress,
             hires=self.hires,
         )
-        added = self.controls.residuals(call) if self.controls else None
-        self.model.bring(self.model.unet)
-        out: Tensor = self.model.unet(
-            call.latents,
-            call.timesteps,
-            call.context,
-            class_labels=call.labels,
-            down_block_additional_residuals=added.down if added else None,
-            mid_block_additional_residual=added.middle if added else None,
-            return_dict=False,
-        )[0]
-        if self.controls:
-            out = self.controls.correct(out, call, self.levels.alphas_cumprod)
+
+        def forward(latents: Tensor, added: controlnet.Residuals | None = None) -> Tensor:
+            self.model.bring(self.model.unet)
+            out: Tensor = self.model.unet(
+                latents,
+                call.timesteps,
+                call.context,
+                class_labels=call.labels,
+                down_block_additional_residuals=added.down if added and added.middle is not None else None,
+                mid_block_additional_residual=added.middle if added else None,
+                down_intrablock_additional_residuals=list(added.levels) if added and added.levels else None,
+                return_dict=False,
+            )[0]
+            return out
+
+        if self.controls is None:
+            return forward(call.latents).float()
+        out = self.controls.run(call, self.model.unet, forward, self.levels.alphas_cumprod)
         return out.float()
 
     # --- putting it together ----------------------------------------------------------------------

@@ -7,13 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from sd_cloud.engines.base import Control, Report
 from sd_cloud.engines.diffusion import hires
 from sd_cloud.engines.diffusion.infotext import infotext
 from sd_cloud.engines.diffusion.models_wanted import wanted_checkpoint, wanted_vae
 from sd_cloud.engines.diffusion.networks import Networks
-from sd_cloud.engines.diffusion.noise import BatchNoise, GlobalSource, RandomKind, SeedSize, Variation
+from sd_cloud.engines.diffusion.noise import (
+    BatchNoise,
+    GlobalSource,
+    RandomKind,
+    SeedSize,
+    TorchSource,
+    Variation,
+)
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.prompts import texts_of
 from sd_cloud.engines.diffusion.request import Request, parse_request
@@ -47,6 +55,7 @@ class JobState:
         self.random = RandomKind(self.options.text("randn_source"), workshop.device)
         self.began = datetime.datetime.now()
         self.inpainting = False
+        self.device_generator: TorchSource | None = None
         self.batch = slice(0, 0)
         self.pass_no = 0
 
@@ -67,6 +76,7 @@ class JobState:
         """The noise of the batch at work, for latents [C, H, W]; the generator is seeded anew."""
         seeds = self.request.seeds
         self.generator = GlobalSource(self.seeds[-1])
+        self.device_generator = None
         return BatchNoise(
             shape,
             self.seeds,
@@ -75,6 +85,14 @@ class JobState:
             seed_size=SeedSize(seeds.resize_width, seeds.resize_height),
             seed_delta=self.options.whole("eta_noise_seed_delta"),
         )
+
+    def draw_unasked(self, shape: Sequence[int]) -> Tensor:
+        """What an extension that names no generator draws on the device in the webui."""
+        if self.workshop.device.type == "cpu":
+            return self.generator.randn(shape)
+        if self.device_generator is None:
+            self.device_generator = TorchSource(self.seeds[-1], self.workshop.device)
+        return self.device_generator.randn(shape)
 
     def stopping(self) -> bool:
         """Whether a person asked to stop; raises Cancelled when nothing is to be kept."""

@@ -15,7 +15,6 @@ from sd_cloud.engines.diffusion.hires import HiresPlan
 from sd_cloud.engines.diffusion.job_models import JobModels
 from sd_cloud.engines.diffusion.job_state import JobState
 from sd_cloud.engines.diffusion.models_wanted import find_checkpoint
-from sd_cloud.engines.diffusion.noise import GlobalSource
 from sd_cloud.engines.diffusion.passes import enlarge
 from sd_cloud.engines.diffusion.upscale import find_upscaler
 
@@ -110,7 +109,8 @@ def prepare_controls(
         models=state.catalogue.controlnets,
         unet=models.current.unet,
         shelf=state.workshop.controlnets,
-        encode=lambda pixels: coder.encode(pixels.to(state.workshop.device), GlobalSource(seed)),
+        encode=lambda pixels: coder.encode(pixels.to(state.workshop.device), state.generator),
+        draw=state.draw_unasked,
         option=state.job.option,
     )
     return controlnet.prepare(units, canvas, around)

@@ -242,6 +242,9 @@ _PLAIN: Mapping[str, Callable[[Pixels, Detection], Pixels]] = {
     "recolor_intensity": _recolor(cv2.COLOR_BGR2HSV, 2),
     "color": _color_grid,
     "shuffle": _shuffle,
+    "reference_only": _none,
+    "reference_adain": _none,
+    "reference_adain+attn": _none,
     "inpaint": _none,
     "inpaint_only": _none,
 }

@@ -60,7 +60,6 @@ _VARIATION = Slider("Variation", 3.0, 32.0, 1.0, 8.0)
 _NEAR = Slider("Remove Near %", 0, 100, 0.1, 0)
 _BACKGROUND = Slider("Remove Background %", 0, 100, 0.1, 0)
 _SAFE_STEPS = Slider("Safe Steps", 0, 10, 1, 2)
-_INJECTION = "no weights, but attention injection, which is not built here"
 
 _BODY, _HAND = "openpose/body_pose_model.pth", "openpose/hand_pose_model.pth"
 _FACE_POINTS = "openpose/facenet.pth"
@@ -201,10 +200,8 @@ _ALL = (
     Module("openpose_faceonly", "", ("OpenPose",), weights=_OPENPOSE),
     Module("openpose_full", "", ("OpenPose",), priority=100, weights=_OPENPOSE),
     Module("openpose_hand", "", ("OpenPose",), weights=_OPENPOSE),
-    Module("reference_adain", "", ("Reference",), slider_1=_FIDELITY, model_free=True, weights=_INJECTION),
-    Module(
-        "reference_adain+attn", "", ("Reference",), slider_1=_FIDELITY, model_free=True, weights=_INJECTION
-    ),
+    Module("reference_adain", "", ("Reference",), slider_1=_FIDELITY, model_free=True),
+    Module("reference_adain+attn", "", ("Reference",), slider_1=_FIDELITY, model_free=True),
     Module(
         "reference_only",
         "",
@@ -212,7 +209,6 @@ _ALL = (
         slider_1=_FIDELITY,
         priority=100,
         model_free=True,
-        weights=_INJECTION,
     ),
     Module(
         "revision_clipvision",
