@@ -168,8 +168,9 @@ async def test_a_picture_that_fails_is_told_by_itself_and_not_counted(world: Nat
     output = done["output"]
     assert output["task_status"] == "SUCCEEDED" and done["usage"] == {"image_count": 3}
     assert output["task_metrics"] == {"TOTAL": 4, "SUCCEEDED": 3, "FAILED": 1}
-    assert [sorted(one) for one in output["results"]] == [["url"], ["code", "message"], ["url"], ["url"]]
-    assert output["results"][1]["code"] == "InternalError"
+    [failed] = [one for one in output["results"] if "url" not in one]
+    assert failed["code"] == "InternalError" and "could not be written" in failed["message"]
+    assert sum("url" in one for one in output["results"]) == 3
 
 
 async def test_sd35_takes_shift_cfg_and_an_input_picture(world: Native) -> None:

@@ -100,6 +100,7 @@ class Outputs:
         save_dir = job.target.save_dir
         to_oss = save_dir is not None and save_dir.startswith(SCHEME)
         put = self._put_oss(job, str(save_dir)) if to_oss else self._put_file(job, save_dir)
+        one_by_one = to_oss or job.dialect == "dashscope"  # whose answer tells each picture's own failure
         done: list[Picture] = []
         for picture, name in zip(outcome.pictures, self._names(job, outcome), strict=True):
             if name is None or picture.image is None:
@@ -108,14 +109,14 @@ class Outputs:
             try:
                 saved = put(picture, name)
             except SavingFailed as error:
-                if not to_oss:
+                if not one_by_one:
                     raise _naming_what_stays(error, done) from error
                 done.append(replace(picture, error=str(error)))
             else:
                 done.append(replace(picture, path=saved.path, link=saved.link, oss_address=saved.oss_address))
         tried = [p for p in done if p.path or p.error]
-        if to_oss and tried and not any(p.path for p in tried):
-            raise SavingFailed(tried[0].error or "OSS took none of the pictures", field=FIELD)
+        if one_by_one and tried and not any(p.path for p in tried):
+            raise SavingFailed(tried[0].error or "none of the pictures could be kept", field=FIELD)
         return replace(outcome, pictures=tuple(done))
 
     def _names(self, job: Job, outcome: Outcome) -> list[Name | None]:
