@@ -85,6 +85,7 @@ class Delivery:
                 self._slots.release()
                 raise
             self._under_way.running[task.id] = task
+            self._under_way.begin(task.job)  # a cancellation may come before the next line runs
             self._under_way.spawn(self._deliver(task))
 
     async def _next(self) -> Task:
@@ -104,7 +105,7 @@ class Delivery:
 
     async def _deliver(self, task: Task) -> None:
         """One delivery to the engine. The slot is free again before the pictures are saved."""
-        live = self._under_way.begin(task.job)  # known already, unless another process accepted it
+        live = self._under_way.begin(task.job)
         live.started = time.monotonic()
         live.tell()
         if task.job.checkpoint is not None:
@@ -133,6 +134,8 @@ class Delivery:
     # -- to the engine ------------------------------------------------------------------------
 
     async def _make(self, live: Live) -> Outcome:
+        if live.cancelled:
+            raise errors.Cancelled("the task was cancelled before its first step")
         live.running = asyncio.ensure_future(
             self._replayed(live) if live.job.kind == "call" else self._run(live)
         )

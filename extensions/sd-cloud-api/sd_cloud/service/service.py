@@ -276,10 +276,10 @@ class Service:
         return await self.replay(job)
 
     def _heard_cancel(self, task_id: str) -> None:
-        if not task_id:  # something may have been missed
-            self._under_way.spawn(self._cancel_asked())
-        elif task_id in self._under_way.running:
+        if task_id in self._under_way.running:
             self._under_way.spawn(self._delivery.cancel(task_id))
+        else:  # something may have been missed, or it is being taken at this moment
+            self._under_way.spawn(self._cancel_asked())
 
     async def _cancel_asked(self) -> None:
         for task_id in await self.store.to_cancel():

@@ -14,6 +14,8 @@ from sd_cloud import errors
 from sd_cloud.errors import ServiceError
 from sd_cloud.job import Job, Outcome, Picture, Progress, Reply, Target
 
+# In ASCII: a text may hold half of a surrogate pair or a NUL, which no database keeps as it is.
+
 #: Texts longer than this (pictures as base64) are not kept with a task that is over.
 KEPT_TEXT = 4096
 
@@ -24,9 +26,7 @@ class NotKeepable(TypeError):
 
 def job_to_text(job: Job) -> str:
     try:
-        return json.dumps(
-            {one.name: _plain(getattr(job, one.name)) for one in fields(job)}, ensure_ascii=False
-        )
+        return json.dumps({one.name: _plain(getattr(job, one.name)) for one in fields(job)})
     except TypeError as error:
         raise NotKeepable(f"job {job.id}: {error}") from error
 
@@ -45,7 +45,7 @@ def without_pictures(text: str) -> str:
     given = json.loads(text)
     given["options"] = {}
     given["payload"] = _shortened(given["payload"])
-    return json.dumps(given, ensure_ascii=False)
+    return json.dumps(given)
 
 
 def _shortened(value: Any) -> Any:
@@ -80,7 +80,6 @@ def outcome_to_text(outcome: Outcome) -> tuple[str, bytes | None]:
             "seconds": outcome.seconds,
             "reply": {"status": reply.status, "headers": dict(reply.headers)} if reply else None,
         },
-        ensure_ascii=False,
         default=str,
     )
     return text, reply.body if reply else None
@@ -122,9 +121,7 @@ def progress_from(text: str, preview: bytes | None) -> Progress:
 
 
 def error_to_text(error: ServiceError) -> str:
-    return json.dumps(
-        {"code": error.code, "message": error.args[0], "field": error.field}, ensure_ascii=False
-    )
+    return json.dumps({"code": error.code, "message": error.args[0], "field": error.field})
 
 
 def error_from_text(text: str) -> ServiceError:

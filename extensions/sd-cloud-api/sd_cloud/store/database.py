@@ -14,17 +14,19 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
+from sd_cloud.errors import BadRequest
 from sd_cloud.store.mounts import why_refused
 from sd_cloud.store.presence import PostgresPresence, Presence, SqlitePresence
 
@@ -80,7 +82,7 @@ class Database:
     def write_now(self, work: Callable[[Connection], T]) -> T:
         """The same from a thread (the command line, the tests)."""
         with self.engine.connect().execution_options(sd_cloud_writes=True) as connection:
-            with connection.begin():
+            with connection.begin(), _kept_out():
                 connection.info["announced"] = []
                 result = work(connection)
             for topic, told in connection.info.pop("announced"):
@@ -88,7 +90,7 @@ class Database:
         return result
 
     def read_now(self, work: Callable[[Connection], T]) -> T:
-        with self.engine.connect() as connection, connection.begin():
+        with self.engine.connect() as connection, connection.begin(), _kept_out():
             return work(connection)
 
     # -- news ---------------------------------------------------------------------------------
@@ -181,6 +183,15 @@ class Database:
         if self.presence is not None:
             self.presence.leave()
         self.engine.dispose()
+
+
+@contextmanager
+def _kept_out() -> Iterator[None]:
+    """What no database takes as a value is the request's fault: a NUL in a name, a number beyond 64 bits."""
+    try:
+        yield
+    except (DataError, OverflowError, UnicodeEncodeError) as error:
+        raise BadRequest("a name or number in this request can't be looked up or kept") from error
 
 
 def in_memory() -> Database:

@@ -93,7 +93,7 @@ def new(
         "request_id": request_id,
         "task_id": task_id,
         "priority": priority,
-        "tags": json.dumps(dict(tags), ensure_ascii=False),
+        "tags": json.dumps(dict(tags)),
         "data": data,
         "message": message,
         "submitted": time.time(),
