@@ -56,6 +56,11 @@ def test_the_queue_test_suite_of_the_clients_own_package(
     assert "OK" in done.stdout
 
 
+def test_every_other_method_of_the_client(server: Served) -> None:
+    done = eas_client.run("eas_methods.py", server.url.removeprefix("http://"), "sd_async")
+    assert done.returncode == 0 and done.stdout.endswith("OK\n"), done.stdout[-3000:] + done.stderr[-3000:]
+
+
 def test_the_guides_asynchronous_calls_put_watch_commit_and_search(tmp_path: Path) -> None:
     eas_client.installed()
     with served(tmp_path, nowebui=True) as server:
