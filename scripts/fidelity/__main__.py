@@ -11,11 +11,13 @@ Without ``--ours URL`` the service is started for the run, on a data dir of its 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from scripts.bench.figures import service
@@ -44,7 +46,14 @@ def main() -> int:
             wanted = [case for case in all_cases() if _is_wanted(case, given.only)]
             webui = Asked(given.webui, given.keep, remembers=True)
             webui.save_options()
-            rows = list(_rows(wanted, webui, Asked(url)))
+            rows = []
+            for row in _rows(wanted, webui, Asked(url)):
+                rows.append(row)
+                if given.rows:
+                    with given.rows.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(asdict(row)) + "\n")
+            if given.rows:
+                rows = _latest_rows(given.rows)
             name, table = "cases", report.case_tables(rows)
     if given.write:
         report.put_into(PAGE, name, table)
@@ -63,6 +72,13 @@ def _rows(cases: list[Case], webui: Asked, ours: Asked) -> Iterator[Row]:
         row = compared(case.group, case.name, webui.answer(case), ours.answer(case))
         print(report.line(row), f"({time.monotonic() - started:.1f} s)", flush=True)
         yield row
+
+
+def _latest_rows(file: Path) -> list[Row]:
+    """Of every case there still is, what was measured last."""
+    found = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    known = {(one["group"], one["name"]): Row(**one) for one in found}
+    return [known[place] for case in all_cases() if (place := (case.group, case.name)) in known]
 
 
 @contextmanager
@@ -87,6 +103,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--webui", help="the address of a webui, http://host:port")
     parser.add_argument("--ours", help="the address of our service, on a prepared data dir")
     parser.add_argument("--keep", type=Path, help="a folder for the webui's answers: each is asked for once")
+    parser.add_argument(
+        "--rows", type=Path, help="a file that results are added to; the table has the last of each"
+    )
     parser.add_argument("--only", nargs="*", default=[], help="groups, or parts of the names of cases")
     parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.name}")
     given = parser.parse_args()

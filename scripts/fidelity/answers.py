@@ -95,12 +95,14 @@ class Asked:
         """
         other = hashlib.sha256(asked.encode()).hexdigest()[:8]
         prompts = {"prompt": f"before {other}", "negative_prompt": f"not {other}"}
+        # img2img: it seeds the generator last of all, where txt2img may draw from it again.
+        image = pictures.base64_of(Image.new("RGB", (64, 64), "grey"))
         own: dict[str, Any] = {"seed": case.request.get("seed", -1)}
         # The same checkpoint: loading one draws random numbers, too.
         checkpoint = (case.request.get("override_settings") or {}).get("sd_model_checkpoint")
         if checkpoint:
             own["override_settings"] = {"sd_model_checkpoint": checkpoint}
-        self.client.post("/txt2img", json={**SEED_ONLY, **prompts, **own})
+        self.client.post("/img2img", json={**SEED_ONLY, **prompts, **own, "init_images": [image]})
 
 
 def _read(case: Case, status: int, body: Any) -> Answer:

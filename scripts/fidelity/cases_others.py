@@ -56,6 +56,78 @@ def _families() -> Iterator[Case]:
     )
 
 
+def _seeing_more() -> Iterator[Case]:
+    edit = {"override_settings": {"sd_model_checkpoint": "tiny-edit"}}
+    for scale in (None, 1.0, 1.5, 0.3):
+        fields = {**source(0.9), "image_cfg_scale": scale}
+        yield case("families", f"InstructPix2Pix, image_cfg_scale {scale}", "img2img", **fields, **edit)
+    changes: dict[str, dict[str, Any]] = {
+        "DDIM": {"sampler_name": "DDIM"},
+        "batch of 2": {"batch_size": 2},
+        "mask": {"mask": pictures.mask(), "inpainting_fill": 1},
+        "AND, image_cfg_scale 1": {"prompt": "a cat AND a dog :0.4", "image_cfg_scale": 1.0},
+        "s_min_uncond": {"s_min_uncond": 3.0},
+    }
+    for name, change in changes.items():
+        fields = {**source(0.9), "image_cfg_scale": 1.5, **change}
+        yield case("families", f"InstructPix2Pix, {name}", "img2img", **fields, **edit)
+    yield case("refusals", "InstructPix2Pix, txt2img", **edit)
+    yield case(
+        "refusals",
+        "InstructPix2Pix, AND",
+        "img2img",
+        **source(0.9),
+        image_cfg_scale=1.5,
+        prompt="a AND b",
+        **edit,
+    )
+    inpaint = {"override_settings": {"sd_model_checkpoint": "tiny-inpaint"}}
+    masked = {**source(0.8), "mask": pictures.mask(), "inpainting_fill": 1}
+    yield case("families", "inpainting model, txt2img", **inpaint)
+    yield case("families", "inpainting model, mask", "img2img", **masked, **inpaint)
+    # Less than all is masked: the small VAE is too unsteady on a picture of one grey to be compared by.
+    weight = {"override_settings": {**inpaint["override_settings"], "inpainting_mask_weight": 0.4}}
+    yield case("families", "inpainting model, mask weight", "img2img", **masked, **weight)
+    yield case("families", "inpainting model, img2img", "img2img", **source(0.8), **weight)
+    for upscaler in ("Latent", "Lanczos", "tiny-compact"):
+        fields = hires_fields(hr_upscaler=upscaler)
+        yield case("families", f"inpainting model, hires {upscaler}", **fields, **weight)
+
+
+def _token_merging() -> Iterator[Case]:
+    for ratio in (0.2, 0.5, 0.9):
+        yield _with(f"token_merging_ratio {ratio}", token_merging_ratio=ratio)
+    yield case("options", "option token_merging_ratio, 72x104", width=72, height=104, **_merging(0.4))
+    yield case("options", "option token_merging_ratio, batch of 2", batch_size=2, **_merging(0.4))
+    yield case("options", "option token_merging_ratio, hires", **hires_fields(), **_merging(0.4))
+    both = {"token_merging_ratio": 0.3, "token_merging_ratio_hr": 0.6}
+    yield case("options", "option token_merging_ratio_hr", override_settings=both, **hires_fields())
+    yield case(
+        "options",
+        "option token_merging_ratio_hr, n_iter 2",
+        n_iter=2,
+        override_settings={"token_merging_ratio_hr": 0.6},
+        **hires_fields(),
+    )
+    refiner = {"refiner_checkpoint": "tiny-b", "refiner_switch_at": 0.5}
+    yield case("options", "option token_merging_ratio, refiner", **refiner, **_merging(0.4))
+    yield case(
+        "options", "option token_merging_ratio, refiner, n_iter 2", n_iter=2, **refiner, **_merging(0.4)
+    )
+    yield case("options", "option token_merging_ratio, img2img", "img2img", **source(0.6), **_merging(0.4))
+    own = {"token_merging_ratio_img2img": 0.6}
+    yield case(
+        "options", "option token_merging_ratio_img2img", "img2img", **source(0.6), override_settings=own
+    )
+    for checkpoint in ("tiny-sd2v", "tiny-sdxl"):
+        options = {"token_merging_ratio": 0.4, "sd_model_checkpoint": checkpoint}
+        yield case("options", f"option token_merging_ratio, {checkpoint}", override_settings=options)
+
+
+def _merging(ratio: float) -> dict[str, Any]:
+    return {"override_settings": {"token_merging_ratio": ratio}}
+
+
 def _options() -> Iterator[Case]:
     yield _with("rho 5, Euler a", rho=5.0)
     yield case("options", "option rho, Karras", sampler_name="DPM++ 2M", override_settings={"rho": 5.0})
@@ -124,7 +196,7 @@ def _options() -> Iterator[Case]:
         "sd_vae_overrides off", sd_vae="tiny-vae.safetensors", sd_vae_overrides_per_model_preferences=False
     )
     yield _with("sgm_noise_multiplier", sgm_noise_multiplier=True)
-    yield _with("token_merging_ratio", token_merging_ratio=0.4)
+    yield from _token_merging()
     yield _with("face_restoration_model", face_restoration_model="GFPGAN")
     yield _with("fp8_storage", fp8_storage="Enable")
     yield _with("sd_unet None", sd_unet="None")
@@ -260,6 +332,7 @@ def _refusals() -> Iterator[Case]:
 
 def cases() -> Iterator[Case]:
     yield from _families()
+    yield from _seeing_more()
     yield from _options()
     yield from _scripts()
     yield from _extras()

@@ -134,6 +134,23 @@ def _prompt_options() -> Iterator[Case]:
     )
 
 
+def _old_emphasis() -> Iterator[Case]:
+    prompts = {
+        "nested": "((a)) [cat] ([dog]) (house:1.3)",
+        "unclosed": "a ((cat, [dog",
+        "long": ", ".join(f"(thing {number})" for number in range(40)),
+        "embedding": "a (tiny-word) cat",
+        "glued": "a (cat)) ]] dog)",
+    }
+    old = {"use_old_emphasis_implementation": True}
+    for name, prompt in prompts.items():
+        yield case("prompt options", f"old emphasis, {name}", prompt=prompt, override_settings=old)
+    none = {**old, "emphasis": "None"}
+    yield case("prompt options", "old emphasis, none", prompt="a (cat)", override_settings=none)
+    xl = {**old, "sd_model_checkpoint": "tiny-sdxl"}
+    yield case("refusals", "old emphasis, SDXL", prompt="a (cat)", override_settings=xl)
+
+
 def _networks() -> Iterator[Case]:
     prompts = {
         "LoRA twice": f"{CAT} <lora:tiny-style:0.8> <lora:tiny-second:0.5>",
@@ -195,5 +212,6 @@ def _styles() -> Iterator[Case]:
 def cases() -> Iterator[Case]:
     yield from _prompts()
     yield from _prompt_options()
+    yield from _old_emphasis()
     yield from _networks()
     yield from _styles()

@@ -6,10 +6,12 @@ import io
 import re
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from scripts.fidelity.networks import hypernetwork, write_networks
 
@@ -26,6 +28,26 @@ OTHER_PLACES = {
 }
 UPSCALERS = "models/ESRGAN"
 TWINS = "models/Stable-diffusion/twins"
+FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
+SEEING_MORE: dict[str, tuple[int, dict[str, Any]]] = {
+    "tiny-inpaint": (
+        9,
+        {
+            "target": "ldm.models.diffusion.ddpm.LatentInpaintDiffusion",
+            "conditioning_key": "hybrid",
+            "finetune_keys": None,
+        },
+    ),
+    "tiny-edit": (
+        8,
+        {
+            "target": "modules.models.diffusion.ddpm_edit.LatentDiffusion",
+            "conditioning_key": "hybrid",
+            "first_stage_key": "edited",
+            "cond_stage_key": "edit",
+        },
+    ),
+}
 OPEN_CLIP = "extensions/tiny-open-clip/scripts/configs.py"
 STYLES = """name,prompt,negative_prompt
 plain,"oil painting, thick",blurry
@@ -40,6 +62,8 @@ def prepare(data_dir: Path, golden: Path) -> None:
             _copy(file, data_dir / OTHER_PLACES.get(file.name, folder))
     _name_paths(data_dir, golden)
     _twins(data_dir)
+    for name, (channels, changes) in SEEING_MORE.items():
+        _seeing_more(data_dir / "models" / "Stable-diffusion", name, channels, changes)
     _second_lora(data_dir, golden)
     write_networks(data_dir / "models" / "Lora", golden / "checkpoints")
     hypernetworks = data_dir / "models" / "hypernetworks"
@@ -75,6 +99,25 @@ def _twins(data_dir: Path) -> None:
     shutil.copy(checkpoints / "tiny-a.safetensors", twins / "twin.safetensors")
     shutil.copy(checkpoints / "tiny-a.yaml", twins / "twin.yaml")
     _save_pickle({"state_dict": load_file(checkpoints / "tiny-b.safetensors")}, twins / "twin.ckpt")
+
+
+def _seeing_more(folder: Path, name: str, channels: int, changes: Mapping[str, Any]) -> None:
+    """The first checkpoint with more input channels than the latent has."""
+    if (folder / f"{name}.safetensors").exists():
+        return
+    tensors = load_file(folder / "tiny-a.safetensors")
+    first = tensors[FIRST_LAYER]
+    more = torch.randn(
+        (first.shape[0], channels - 4, 3, 3), generator=torch.Generator().manual_seed(channels)
+    )
+    tensors[FIRST_LAYER] = torch.cat([first, (more * first.float().std()).to(first)], dim=1)
+    save_file(tensors, folder / f"{name}.safetensors")
+    sidecar = yaml.safe_load((folder / "tiny-a.yaml").read_text("utf-8"))
+    params = sidecar["model"]["params"]
+    params["unet_config"]["params"]["in_channels"] = channels
+    sidecar["model"]["target"] = changes["target"]
+    params |= {key: value for key, value in changes.items() if key != "target"}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(sidecar), "utf-8")
 
 
 def _second_lora(data_dir: Path, golden: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sd_cloud.engines.base import Control
-from sd_cloud.errors import CheckpointBroken
+from sd_cloud.errors import BadRequest, CheckpointBroken
 from sd_cloud.job import Job
 from tests.golden.golden import GOLDEN, decibels, install_models
 
@@ -133,8 +133,26 @@ def test_a_lora_fits_an_inpainting_checkpoint(worker: Any, data_dir: Path) -> No
 
 
 def test_a_checkpoint_of_a_kind_that_is_not_served_says_so(worker: Any, data_dir: Path) -> None:
+    name = changed(data_dir, "depth", widen_first_layer(1))
+    with pytest.raises(CheckpointBroken, match=r"depth.*5 input channels"):
+        made(worker, replace(job(), checkpoint=name))
+
+
+def test_instruct_pix2pix_is_guided_by_the_picture_as_well(worker: Any, data_dir: Path) -> None:
     name = changed(data_dir, "pix2pix", widen_first_layer(4))
-    with pytest.raises(CheckpointBroken, match=r"pix2pix.*InstructPix2Pix"):
+    grey = encoded(Image.linear_gradient("L").convert("RGB").resize((64, 64)))
+
+    def edited(**changes: Any) -> Any:
+        one = job("img2img", init_images=[grey], denoising_strength=0.9, **changes)
+        return made(worker, replace(one, checkpoint=name))
+
+    plain, by_one, by_two = edited(), edited(image_cfg_scale=1.0), edited(image_cfg_scale=2.0)
+    assert decibels(picture(plain), picture(by_one)) > 60
+    assert decibels(picture(plain), picture(by_two)) < 50
+    assert "Image CFG scale: 2.0" in by_two.pictures[0].infotext
+    with pytest.raises(BadRequest, match="AND works with InstructPix2Pix"):
+        edited(image_cfg_scale=2.0, prompt="a cat AND a dog")
+    with pytest.raises(BadRequest, match="send img2img"):
         made(worker, replace(job(), checkpoint=name))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from sd_cloud.engines.diffusion.prompt_chunks import CHUNK_TOKENS, EMPTY, chunks_of
+from sd_cloud.engines.diffusion.prompt_chunks import CHUNK_TOKENS, EMPTY, chunks_of, one_chunk
 from sd_cloud.engines.diffusion.prompt_grammar import (
     Timeline,
     parse_emphasis,
@@ -194,3 +194,13 @@ def test_an_embedding_that_does_not_fit_begins_the_next_chunk() -> None:
     first, second = cut("dog " * 74 + "cat", words={2368: Word(3)})
     assert not first.places
     assert second.places[0].offset == 0
+
+
+def test_the_first_emphasis_weighs_token_by_token_and_cuts_at_75() -> None:
+    tokenizer = clip_tokenizer()
+    chunk = one_chunk(
+        "a (cat) [dog", tokenizer.encode, lookup=lambda tokens, at: None, gains=tokenizer.bracket_gains
+    )[0]
+    assert chunk.weights[1:5] == pytest.approx([1.0, 1.1, 1 / 1.1, 1.0])
+    long = one_chunk("a " * 100, tokenizer.encode, lookup=lambda tokens, at: None, gains={})
+    assert len(long) == 1 and len(long[0].tokens) == 77

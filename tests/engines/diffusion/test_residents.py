@@ -132,7 +132,7 @@ def test_saving_memory_makes_the_same_picture(worker: Any, saving: str) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("token_merging_ratio", 0.3), ("sd_vae_decode_method", "TAESD"), ("fp8_storage", "Enable")],
+    [("sd_vae_decode_method", "TAESD"), ("fp8_storage", "Enable")],
 )
 def test_an_option_that_is_not_there_is_refused_in_a_request_and_told_elsewhere(
     worker: Any, option: str, value: Any

@@ -12,13 +12,14 @@ from torch import Tensor
 from sd_cloud.engines.diffusion.embeddings import Embedding, EmbeddingShelf
 from sd_cloud.engines.diffusion.model import Model
 from sd_cloud.engines.diffusion.options import Options
-from sd_cloud.engines.diffusion.prompt_chunks import EMPTY, Chunk, chunks_of
+from sd_cloud.engines.diffusion.prompt_chunks import EMPTY, Chunk, chunks_of, one_chunk
 from sd_cloud.engines.diffusion.prompt_grammar import Timeline, schedule_prompt, split_and
 from sd_cloud.engines.diffusion.sd3 import Sd3Model
 from sd_cloud.engines.diffusion.sd3_conditioning import encode_sd3
 from sd_cloud.engines.diffusion.text_encoders import Placed, TextEncoder
 from sd_cloud.engines.diffusion.time_embedding import sinusoid
 from sd_cloud.engines.diffusion.tokenizer import clip_tokenizer
+from sd_cloud.errors import BadRequest
 
 CACHED_TEXTS = 128
 
@@ -137,6 +138,7 @@ class Conditioner:
         names = (
             "CLIP_stop_at_last_layers",
             "emphasis",
+            "use_old_emphasis_implementation",
             "comma_padding_backtrack",
             "sdxl_clip_l_skip",
             "sdxl_crop_top",
@@ -149,6 +151,16 @@ class Conditioner:
     def _chunk(self, texts: Sequence[str]) -> list[list[Chunk]]:
         first = self.model.text[0]
         known: dict[str, list[Chunk]] = {}
+        emphasis = self.options.text("emphasis") != "None"
+        if self.options.flag("use_old_emphasis_implementation"):
+            if self.model.layout.family != "sd1":
+                raise BadRequest(
+                    "is for SD 1 checkpoints: OpenCLIP has no such implementation",
+                    field="override_settings.use_old_emphasis_implementation",
+                )
+            gains = clip_tokenizer().bracket_gains if emphasis else {}
+            lookup = self.embeddings.lookup(self.model)
+            return [one_chunk(text, first.tokenize, lookup=lookup, gains=gains) for text in texts]
         for text in texts:
             if text not in known:
                 known[text] = chunks_of(
@@ -157,12 +169,14 @@ class Conditioner:
                     lookup=self.embeddings.lookup(self.model),
                     comma=clip_tokenizer().comma,
                     comma_backtrack=self.options.whole("comma_padding_backtrack"),
-                    emphasis=self.options.text("emphasis") != "None",
+                    emphasis=emphasis,
                 )
         most = max(len(chunks) for chunks in known.values())
         return [known[text] + [EMPTY] * (most - len(known[text])) for text in texts]
 
     def _mark(self, texts: Sequence[str], batch: Sequence[Sequence[Chunk]]) -> None:
+        if self.options.flag("use_old_emphasis_implementation"):
+            return
         emphasis = self.options.text("emphasis")
         if emphasis != "Original" and any("(" in text or "[" in text for text in texts):
             self.marks["Emphasis"] = emphasis

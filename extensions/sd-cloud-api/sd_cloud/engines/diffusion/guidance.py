@@ -18,6 +18,7 @@ from sd_cloud.engines.diffusion.conditioning import Cond, Encoded, at_step
 from sd_cloud.engines.diffusion.model import Model
 from sd_cloud.engines.diffusion.noise_levels import ConsistencyLevels, Levels
 from sd_cloud.engines.diffusion.options import Options
+from sd_cloud.errors import BadRequest
 
 
 class Stopped(Exception):
@@ -54,8 +55,9 @@ class Guided:
     """``(x, sigma) -> denoised`` for samplers over noise levels, ``(x, timestep) -> noise`` for others.
 
     ``total_calls``: how often the sampler is expected to call. ``mode``: ``levels``, ``consistency``
-    or ``timesteps``. ``image_cond``: [B, 5, H, W] of inpainting models. ``step`` counts calls;
-    ``progress`` is the share of its steps that the sampler has reported.
+    or ``timesteps``. ``image_cond``: what inpainting [B, 5, H, W] and InstructPix2Pix models [B, 4, H, W]
+    see beside the latent; ``image_cfg_scale`` (other than 1) guides the latter by it. ``step`` counts
+    calls; ``progress`` is the share of its steps that the sampler has reported.
     """
 
     model: Model
@@ -67,6 +69,7 @@ class Guided:
     total_calls: int
     mode: str = "levels"
     s_min_uncond: float = 0.0
+    image_cfg_scale: float | None = None
     scale_factor: float = 1.0
     mask: Mask | None = None
     image_cond: Tensor | None = None
@@ -83,6 +86,10 @@ class Guided:
 
     def __post_init__(self) -> None:
         self._prepare(self.alphas_cumprod)
+        self.edits = self.image_cfg_scale not in (None, 1.0) and self.image_cond is not None
+        if self.edits and self.image_cond is not None:
+            # Rows of pictures beyond the batch are the same pictures, and see a blank one.
+            self.image_cond = torch.cat([self.image_cond, torch.zeros_like(self.image_cond)])
 
     def _prepare(self, alphas_cumprod: Tensor) -> None:
         quantize = self.options.flag("enable_quantization")
@@ -120,6 +127,8 @@ class Guided:
         return _Rows(positive, negative, self._skips_negative(level))
 
     def _skips_negative(self, level: float) -> bool:
+        if self.edits:
+            return False
         early = self.options.number("skip_early_cond")
         if early != 0 and self.step / self.total_calls <= early:
             self.marks["Skip Early CFG"] = early
@@ -144,6 +153,8 @@ class Guided:
             firsts = [pictures.index(picture) for picture in everyone]
             return torch.cat([out, out[firsts]])
         negative = _stacked(rows.negative)
+        if self.edits:
+            return self._edited(x, level, pictures, positive, negative)
         positive, negative = self._padded(positive, negative)
         if positive.cross.shape[1] == negative.cross.shape[1]:
             both = Cond(
@@ -157,6 +168,22 @@ class Guided:
                 self._pieces(x, level, pictures, positive, [True] * len(pictures)),
                 self._pieces(x, level, everyone, negative, [False] * len(everyone)),
             ]
+        )
+
+    def _edited(
+        self, x: Tensor, level: Tensor, pictures: list[int], positive: Cond, negative: Cond
+    ) -> Tensor:
+        """With the prompt, without it, and without the picture as well."""
+        everyone = list(range(x.shape[0]))
+        if pictures != everyone:
+            raise BadRequest(
+                "AND works with InstructPix2Pix checkpoints only where image_cfg_scale is 1", field="prompt"
+            )
+        positive, negative = self._padded(positive, negative)
+        blank = [picture + x.shape[0] for picture in everyone]
+        groups = ((everyone, positive, True), (everyone, negative, False), (blank, negative, False))
+        return torch.cat(
+            [self._pieces(x, level, rows, cond, [flag] * len(rows)) for rows, cond, flag in groups]
         )
 
     def _padded(self, positive: Cond, negative: Cond) -> tuple[Cond, Cond]:
@@ -189,7 +216,8 @@ class Guided:
         return torch.cat(outs) if len(outs) > 1 else outs[0]
 
     def _run(self, x: Tensor, level: Tensor, pictures: list[int], cond: Cond, is_cond: list[bool]) -> Tensor:
-        x, level = x[pictures], level[pictures]
+        rows = [picture % x.shape[0] for picture in pictures]
+        x, level = x[rows], level[rows]
         if self.mode == "timesteps":
             return self._noise_of(x, level, self._unet(x, level, pictures, cond, is_cond))
         sigma = level[:, None, None, None]
@@ -213,7 +241,7 @@ class Guided:
     def _unet(
         self, x: Tensor, timestep: Tensor, pictures: list[int], cond: Cond, is_cond: list[bool]
     ) -> Tensor:
-        if self.model.layout.inpainting:
+        if self.model.layout.inpainting or self.model.layout.edits:
             assert self.image_cond is not None
             x = torch.cat([x, self.image_cond[pictures]], dim=1)
         dtype = self.model.placement.dtype
@@ -253,6 +281,11 @@ class Guided:
         count = len(rows.negative)
         uncond = out[-count:]
         self.uncond_out = uncond
+        if self.edits:  # Brooks et al. 2023, "InstructPix2Pix", section 3.2.1
+            assert self.image_cfg_scale is not None
+            with_prompt, with_picture = out[:count], out[count : 2 * count]
+            by_picture = self.image_cfg_scale * (with_picture - uncond)
+            return uncond + self.cfg_scale * self.scale_factor * (with_prompt - with_picture) + by_picture
         scale = 1.0 if rows.skips_negative else self.cfg_scale * self.scale_factor
         guided = uncond.clone()
         for row, (picture, weight, _) in enumerate(rows.positive):

@@ -49,7 +49,8 @@ NO_MASK = MaskPlan(None, None, None, None)
 class Prepared:
     """Ready to sample. ``keep``/``change`` [C, h, w]: 1 where the latent stays or is made anew.
 
-    ``condition`` [B, 5, h, w] is what an inpainting model sees beside the latent.
+    ``condition`` is what some models see beside the latent: [B, 5, h, w] for inpainting, [B, 4, h, w]
+    for InstructPix2Pix.
     """
 
     latent: Tensor

@@ -47,18 +47,21 @@ def infotext(
     *,
     user: str | None = None,
     inpainting: bool = False,
+    image_cfg_scale: float | None = None,
 ) -> str:
     """The text of picture ``index``. ``marks`` are the webui's ``extra_generation_params``."""
     strength = request.seeds.subseed_strength
     seeds = request.seeds
     clip_skip = options.whole("CLIP_stop_at_last_layers")
     ensd = options.whole("eta_noise_seed_delta")
+    merging = options.merging_ratio(source=request.source is not None, second=False)
+    merging_second = options.merging_ratio(source=False, second=True) if request.hires else 0
     facts: dict[str, Any] = {
         "Steps": request.steps,
         "Sampler": request.sampler.name,
         "Schedule type": request.scheduler.label,
         "CFG scale": request.cfg_scale,
-        "Image CFG scale": None,
+        "Image CFG scale": image_cfg_scale,
         "Seed": texts.seeds[index],
         "Face restoration": options.text("face_restoration_model") if request.restore_faces else None,
         "Size": f"{request.width}x{request.height}",
@@ -79,6 +82,8 @@ def infotext(
         "Conditional mask weight": options.number("inpainting_mask_weight") if inpainting else None,
         "Clip skip": clip_skip if clip_skip > 1 else None,
         "ENSD": ensd if ensd and _draws_while_sampling(request, options) else None,
+        "Token merging ratio": merging or None,
+        "Token merging ratio hr": merging_second or None,
         "RNG": options.text("randn_source") if options.text("randn_source") != "GPU" else None,
         "Tiling": "True" if request.tiling else None,
         **marks,

@@ -33,6 +33,7 @@ class JobModels:
         self.current, self.checkpoint = self._load(checkpoint), checkpoint
         anew = is_built_anew(before, self.current)
         if anew:
+            self._state.merging_ratio = 0.0
             self._state.generator.pass_over(numbers_drawn(self.current))
         return anew
 

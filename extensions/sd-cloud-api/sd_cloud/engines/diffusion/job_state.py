@@ -34,7 +34,7 @@ class JobState:
     """``marks`` become the infotext's ``extra_generation_params``, ``comments`` go into ``info``.
 
     ``batch`` is where the pictures of the batch at work stand among all pictures, ``generator`` what
-    is drawn from beside their noise. Raises
+    is drawn from beside their noise, ``merging_ratio`` how many tokens the model at work merges. Raises
     BadRequest for a request that cannot be read, and the errors of names that are not there.
     """
 
@@ -56,8 +56,10 @@ class JobState:
         self.began = datetime.datetime.now()
         self.inpainting = False
         self.device_generator: TorchSource | None = None
+        self.image_cfg_scale: float | None = None
         self.batch = slice(0, 0)
         self.pass_no = 0
+        self.merging_ratio = self.options.merging_ratio(source=self.request.source is not None, second=False)
 
     def read_texts(self) -> None:
         """The names of what is used, and the prompts of all pictures."""
@@ -116,4 +118,5 @@ class JobState:
             index,
             user=self.job.owner,
             inpainting=self.inpainting,
+            image_cfg_scale=self.image_cfg_scale,
         )

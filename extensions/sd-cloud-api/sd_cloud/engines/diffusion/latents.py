@@ -69,6 +69,14 @@ class Coder:
             latents.append((spread.mean + spread.std * noise - self._shift) * self._scale)
         return torch.cat(latents).float()
 
+    @torch.no_grad()
+    def likeliest(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] in -1..1 to what the encoder holds likeliest, without noise and unscaled."""
+        self._bring()
+        parameter = next(self.vae.parameters())
+        found = [self.vae.encode(one.to(parameter)).latent_dist.mode() for one in _singly(pixels)]
+        return torch.cat(found).float()
+
 
 def to_pictures(decoded: Sequence[Tensor]) -> list[Image.Image]:
     """[3, H, W] in -1..1 to pictures; fractions are cut off, not rounded."""

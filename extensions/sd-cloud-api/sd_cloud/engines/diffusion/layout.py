@@ -29,7 +29,8 @@ XL_FIRST = "conditioner.embedders.0."
 XL_SECOND = "conditioner.embedders.1."
 
 INPAINTING_CHANNELS = 9
-LATENT_AND_MORE = (4, INPAINTING_CHANNELS)
+EDITING_CHANNELS = 8
+LATENT_AND_MORE = (4, EDITING_CHANNELS, INPAINTING_CHANNELS)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Layout:
     beta_end: float = 0.012
     timesteps: int = 1000
     clip_layer: int = 11
+
+    @property
+    def edits(self) -> bool:
+        """Whether it is an InstructPix2Pix checkpoint: it sees the picture that it edits."""
+        return bool(self.unet["in_channels"] == EDITING_CHANNELS)
 
     @property
     def inpainting(self) -> bool:
@@ -81,8 +87,10 @@ def recognise(tensors: Mapping[str, Tensor], sidecar: Mapping[str, Any] | None, 
     params = sidecar or {}
     channels = tensors[f"{UNET}input_blocks.0.0.weight"].shape[1]
     if channels not in LATENT_AND_MORE:
-        what = "InstructPix2Pix" if channels == 8 else f"{channels} input channels"
-        raise CheckpointBroken(f"{name} is of a kind that is not served ({what}): only 4 and 9 channels are")
+        raise CheckpointBroken(
+            f"{name} is of a kind that is not served ({channels} input channels): there are "
+            "4, 8 (InstructPix2Pix) and 9 (inpainting)"
+        )
     network = _section(params, "unet_config") or _section(params, "network_config")
     unet = unet_config(tensors, UNET, network, family, name)
     scale = params.get("scale_factor", 0.13025 if family.startswith("sdxl") else 0.18215)

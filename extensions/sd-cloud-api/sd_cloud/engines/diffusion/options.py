@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sd_cloud.errors import BadRequest
@@ -91,12 +92,16 @@ DEFAULTS: dict[str, Any] = {
     "skip_early_cond": 0.0,
     "textual_inversion_add_hashes_to_infotext": True,
     "tiling": False,
+    "token_merging_ratio": 0.0,
+    "token_merging_ratio_hr": 0.0,
+    "token_merging_ratio_img2img": 0.0,
     "uni_pc_lower_order_final": True,
     "uni_pc_order": 3,
     "uni_pc_skip_type": "time_uniform",
     "uni_pc_variant": "bh1",
     "upscaler_for_img2img": None,
     "use_downcasted_alpha_bar": False,
+    "use_old_emphasis_implementation": False,
     "use_old_hires_fix_width_height": False,
     "use_old_karras_scheduler_sigmas": False,
     "use_old_scheduling": False,
@@ -117,6 +122,20 @@ class Options:
     def get(self, name: str) -> Any:
         value = self._job.option(name, DEFAULTS[name])
         return DEFAULTS[name] if value is None else value
+
+    @property
+    def own(self) -> Mapping[str, Any]:
+        """What the request itself sets."""
+        own: Mapping[str, Any] = self._job.payload.get("override_settings") or {}
+        return own
+
+    def merging_ratio(self, *, source: bool, second: bool) -> float:
+        """The share of tokens to merge, with or without a source picture, in the second pass or not."""
+        plain = self.number("token_merging_ratio")
+        if source:
+            asked = plain if "token_merging_ratio" in self.own else 0
+            return asked or self.number("token_merging_ratio_img2img") or plain
+        return (self.number("token_merging_ratio_hr") if second else 0) or plain
 
     def flag(self, name: str) -> bool:
         value = self.get(name)

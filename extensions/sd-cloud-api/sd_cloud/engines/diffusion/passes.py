@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -24,6 +25,8 @@ from sd_cloud.engines.diffusion.previews import preview
 from sd_cloud.engines.diffusion.prompt_grammar import NetworkCall, Timeline, split_networks
 from sd_cloud.engines.diffusion.refiner import is_due
 from sd_cloud.engines.diffusion.sampling import Plan, Sampling, alphas_of, total_calls
+from sd_cloud.engines.diffusion.token_merging import token_merging
+from sd_cloud.errors import BadRequest
 from sd_cloud.job import Picture, Progress
 
 LATENT_PIXELS = 8
@@ -38,6 +41,7 @@ class Passes:
     source: img2img.Prepared | None
     second: HiresPlan | None
     controls: controlnet.Control | None
+    _sampled: ExitStack = field(init=False)
 
     def latents(self) -> tuple[Tensor, list[Picture]]:
         """The batch as latents of the model now at work, and first passes that are to be saved."""
@@ -96,6 +100,7 @@ class Passes:
             control=state.control,
             alphas_cumprod=self._alphas(model),
             cfg_scale=state.request.cfg_scale,
+            image_cfg_scale=state.image_cfg_scale,
             total_calls=total_calls(plan.sampler, plan.steps),
             mode=plan.mode,
             s_min_uncond=state.request.knobs.s_min_uncond,
@@ -158,10 +163,22 @@ class Passes:
             state.marks["Refiner"] = state.workshop.short_title(checkpoint)
             state.marks["Refiner switch at"] = refiner.switch_at
             anew = self.models.switch(checkpoint)
+            self._merge_tokens()
             encoded = self._encode(second=plan.hires, networks=not anew)
             return Switch(self.models.current, encoded, self._alphas(self.models.current))
 
         return refine
+
+    @contextmanager
+    def _merging(self) -> Iterator[None]:
+        """The model at work, and a refiner that takes over from it, merge tokens if they are to."""
+        with ExitStack() as self._sampled:
+            self._merge_tokens()
+            yield
+
+    def _merge_tokens(self) -> None:
+        merging = token_merging(self.models.current.unet, self.state.merging_ratio)
+        self._sampled.enter_context(merging)
 
     # --- first passes -----------------------------------------------------------------------------
 
@@ -170,12 +187,19 @@ class Passes:
         plan = Plan(request.sampler, request.scheduler, request.steps, request.knobs)
         start = noise.draw()
         condition = None
+        if self.models.current.layout.edits:
+            raise BadRequest(
+                "is an InstructPix2Pix checkpoint, which edits a picture: send img2img",
+                field="sd_model_checkpoint",
+            )
         if self.models.current.layout.inpainting:
             state.inpainting = True
             condition = img2img.blank_condition(
                 start, request.width, request.height, self.models.coder(), state.generator
             )
-        return self._sampling(encoded, plan, noise, condition).from_noise(start)
+        sampling = self._sampling(encoded, plan, noise, condition)
+        with self._merging():
+            return sampling.from_noise(start)
 
     def _from_source(self, prepared: img2img.Prepared, encoded: Encoded, noise: BatchNoise) -> Tensor:
         request = self.state.request
@@ -192,7 +216,8 @@ class Passes:
         if prepared.keep is not None and prepared.change is not None:
             mask = Mask(prepared.keep, prepared.change, prepared.latent)
             sampling.guided.mask = mask
-        latent = sampling.from_latent(prepared.latent, start)
+        with self._merging():
+            latent = sampling.from_latent(prepared.latent, start)
         return latent if mask is None else mask.blend(latent)
 
     def _given_first_pass(self, encoded: str, plan: HiresPlan) -> tuple[Tensor, list[Image.Image] | None]:
@@ -219,9 +244,8 @@ class Passes:
         else:
             assert images is not None
             by = enlarge(state, own.upscaler, "hr_upscaler")
-            larger = hires.enlarge_pictures(images, second.target, by)
-            pixels = larger.to(latent.device) * 2 - 1
-            latent = self.models.coder().encode(pixels, state.generator)
+            pixels = hires.enlarge_pictures(images, second.target, by).to(latent.device)
+            latent = self.models.coder().encode(pixels * 2 - 1, state.generator)
         state.pass_no += 1
         latent = second.target.crop(latent)
         condition = self._second_condition(latent, pixels)
@@ -236,11 +260,16 @@ class Passes:
             steps_are_taken=True,
             hires=True,
         )
-        sampling = self._sampling(self._encode(second=True), plan, noise, condition)
-        return sampling.from_latent(latent, start), saved
+        encoded = self._encode(second=True)
+        state.merging_ratio = state.options.merging_ratio(source=False, second=True)
+        sampling = self._sampling(encoded, plan, noise, condition)
+        with self._merging():
+            latent = sampling.from_latent(latent, start)
+        state.merging_ratio = state.options.merging_ratio(source=False, second=False)
+        return latent, saved
 
     def _second_condition(self, latent: Tensor, pixels: Tensor | None) -> Tensor | None:
-        """What an inpainting model sees beside the latent."""
+        """What an inpainting model sees beside the latent. ``pixels`` in 0..1: the webui shows it those."""
         if not self.models.current.layout.inpainting:
             return None
         self.state.inpainting = True

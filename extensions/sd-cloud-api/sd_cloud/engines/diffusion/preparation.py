@@ -42,6 +42,10 @@ def prepare_source(
     prepared = preparation.run()
     if prepared.batch_size != state.request.batch_size:
         state.request = replace(state.request, batch_size=prepared.batch_size)
+    if models.current.layout.edits:
+        assert state.request.source is not None
+        state.image_cfg_scale = state.request.source.image_cfg_scale
+        return replace(prepared, condition=preparation.coder.likeliest(prepared.pixels))
     if not models.current.layout.inpainting:
         return prepared
     state.inpainting = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -69,6 +69,34 @@ def chunks_of(
         else:
             cutter.add(tokenize(span.text), span.weight)
     return cutter.finish()
+
+
+def one_chunk(
+    text: str, tokenize: Callable[[str], list[int]], *, lookup: Lookup, gains: Mapping[int, float]
+) -> list[Chunk]:
+    """``use_old_emphasis_implementation``: brackets weigh token by token, what is beyond 75 is cut off.
+
+    ``gains``: by how much a token with brackets in it changes the weight of all that follow it.
+    """
+    tokens, chunk, weight, position = tokenize(text), Chunk(), 1.0, 0
+    while position < len(tokens):
+        token = tokens[position]
+        found = lookup(tokens, position)
+        if token in gains:
+            weight *= gains[token]
+            position += 1
+        elif found is None:
+            chunk.tokens.append(token)
+            chunk.weights.append(weight)
+            position += 1
+        else:
+            embedding, length = found
+            chunk.places.append(Place(len(chunk.tokens), embedding))
+            chunk.tokens += [0] * embedding.vectors
+            chunk.weights += [weight] * embedding.vectors
+            position += length
+    places = [place for place in chunk.places if place.offset < CHUNK_TOKENS]
+    return [Chunk(chunk.tokens[:CHUNK_TOKENS], chunk.weights[:CHUNK_TOKENS], places).closed()]
 
 
 class _Cutter:

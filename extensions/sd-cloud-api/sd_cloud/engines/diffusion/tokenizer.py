@@ -51,6 +51,18 @@ class ClipTokenizer:
     def comma(self) -> int:
         return self.ids[",</w>"]
 
+    @functools.cached_property
+    def bracket_gains(self) -> dict[int, float]:
+        """By how much each token with brackets in it changes the weight, in the webui's first emphasis."""
+        gains = {}
+        for word, number in self.ids.items():
+            gain = 1.0
+            for letter in word:
+                gain = gain * 1.1 if letter in "(]" else gain / 1.1 if letter in ")[" else gain
+            if gain != 1.0:
+                gains[number] = gain
+        return gains
+
     def encode(self, text: str, *, unescape_html: bool = False) -> list[int]:
         """Token ids of one text. Quotes, ligatures and full-width characters are made plain first."""
         text = ftfy.fix_text(text)

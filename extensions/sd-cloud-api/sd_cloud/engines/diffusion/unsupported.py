@@ -12,10 +12,6 @@ DEFAULTS: dict[str, Any] = {
     "sd_unet": "Automatic",
     "sd_vae_decode_method": "Full",
     "sd_vae_encode_method": "Full",
-    "token_merging_ratio": 0.0,
-    "token_merging_ratio_hr": 0.0,
-    "token_merging_ratio_img2img": 0.0,
-    "use_old_emphasis_implementation": False,
 }
 """Each with the one value that is served: the webui's default."""
 
