@@ -16,8 +16,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
-from sd_cloud.launch import _listen
+from sd_cloud.launch import SILENT_MILLISECONDS, _config, _listen
 from sd_cloud.settings import settings_below
 
 SERVE = Path(__file__).with_name("serve_paint.py")
@@ -183,6 +184,17 @@ def test_answers_on_a_kept_connection_do_not_wait_for_the_other_sides_acknowledg
     """asyncio sets TCP_NODELAY on what is accepted here, and only for this protocol number."""
     with _listen(settings_below(tmp_path, port=0)) as listener:
         assert listener.proto == socket.IPPROTO_TCP
+
+
+def test_a_watching_consumer_that_is_busy_is_not_taken_for_dead_and_one_that_is_gone_is_noticed(
+    tmp_path: Path,
+) -> None:
+    """The EAS client reads nothing, pings included, while its caller works on a message."""
+    settings = settings_below(tmp_path, port=0)
+    config = _config(FastAPI(), settings)
+    assert config.ws_ping_timeout is None and config.ws_ping_interval
+    with _listen(settings) as listener:
+        assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == SILENT_MILLISECONDS
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ log = logging.getLogger("sd_cloud")
 
 #: What is left to connections once every job is over or cancelled.
 LAST_ANSWERS_SECONDS = 10.0
+#: A peer whose kernel acknowledges nothing for this long is gone.
+SILENT_MILLISECONDS = 120_000
 
 
 def launch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -104,6 +106,8 @@ def _listen(settings: Settings) -> socket.socket:
     # waits 40 ms for the caller's delayed acknowledgement of its headers.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; what is accepted inherits it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_MILLISECONDS)
     try:
         listener.bind((settings.host, settings.port))
     except OSError as error:
@@ -140,22 +144,27 @@ def _tell_auth(settings: Settings, url: str, fresh_token: str | None) -> None:
         )
 
 
-def _serve(app: FastAPI, settings: Settings, listener: socket.socket, url: str, stop: _StopSignals) -> None:
+def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     logged = RequestLog(app, by_time=settings.time_log, by_api=settings.api_log)
-    config = uvicorn.Config(
+    return uvicorn.Config(
         logged if settings.time_log or settings.api_log else app,
         log_config=None,
         access_log=False,
         # X-Forwarded-For decides nothing here: who is local is a matter of trust (access/local.py).
         proxy_headers=False,
         server_header=False,
+        # A consumer of the queue that works on a message answers no ping; its kernel acknowledges them.
+        ws_ping_timeout=None,
         root_path=settings.subpath,
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=int(settings.drain_seconds + CANCEL_GRACE_SECONDS + LAST_ANSWERS_SECONDS),
         ssl_keyfile=settings.tls_keyfile,
         ssl_certfile=settings.tls_certfile,
     )
-    server = _Server(config, app, settings.drain_seconds, url)
+
+
+def _serve(app: FastAPI, settings: Settings, listener: socket.socket, url: str, stop: _StopSignals) -> None:
+    server = _Server(_config(app, settings), app, settings.drain_seconds, url)
     stop.stops(server)
     server.run(sockets=[listener])
 
