@@ -17,6 +17,7 @@ from sd_cloud.engines.diffusion.controlnet_units import (
     control_units,
     find_control_model,
     unit_infotext,
+    unit_remarks,
 )
 from sd_cloud.errors import BadRequest, CheckpointNotFound, NotImplementedHere
 from sd_cloud.settings import settings_below
@@ -212,3 +213,14 @@ def test_detecting_answers_one_picture_for_each(tmp_path: Any) -> None:
 def test_detecting_names_what_is_wrong(tmp_path: Any, body: dict[str, Any], field: str) -> None:
     with pytest.raises(BadRequest, match=f"^{field}"):
         detect_images(body, settings_below(tmp_path))
+
+
+def test_what_a_unit_says_and_nothing_is_done_with_is_named() -> None:
+    units = [
+        {"enabled": True, "image": "…", "wieght": 0.5, "loopback": True, "output_dir": ""},
+        {"enabled": False, "anything": 1},
+        {"enabled": True, "guidance": 0.5, "pulid_mode": "Fidelity"},
+    ]
+    (said,) = unit_remarks({"alwayson_scripts": {"ControlNet": {"args": units}}})
+    assert said == "alwayson_scripts.controlnet.args[0]: not used: wieght, loopback"
+    assert unit_remarks({}) == []

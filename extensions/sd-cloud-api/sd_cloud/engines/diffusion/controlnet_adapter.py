@@ -160,12 +160,12 @@ class Adapting(Hinted):
     def _weights(self, softened: bool) -> Sequence[float]:
         own = self.unit.layer_weights
         if own is not None:
-            if len(own) != LEVELS:
+            if len(own) not in (LEVELS, LEVELS + 1):  # the extension describes five and uses four
                 raise BadRequest(
                     f"has {len(own)} numbers; a T2I-Adapter has {LEVELS} levels",
                     field=f"{self.unit.field}.advanced_weighting",
                 )
-            return own
+            return own[:LEVELS]
         return [self.unit.weight * (soft if softened else 1.0) for soft in SOFT_WEIGHTS]
 
 

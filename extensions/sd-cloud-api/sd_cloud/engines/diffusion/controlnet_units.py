@@ -37,6 +37,53 @@ OLD_RESIZE_MODES = {
     "Outer Fit (Shrink to Fit)": "Resize and Fill",
     "Envelope (Outer Fit)": "Resize and Fill",
 }
+FIELDS = frozenset(
+    [
+        "enabled",
+        "module",
+        "model",
+        "weight",
+        "image",
+        "mask",
+        "resize_mode",
+        "low_vram",
+        "processor_res",
+        "threshold_a",
+        "threshold_b",
+        "guidance_start",
+        "guidance_end",
+        "pixel_perfect",
+        "control_mode",
+        "inpaint_crop_input_image",
+        "hr_option",
+        "save_detected_map",
+        "advanced_weighting",
+        "effective_region_mask",
+        "input_mode",
+        "ipadapter_input",
+        "union_control_type",
+        "image_link",
+        "mask_link",
+    ]
+)
+WHERE = "alwayson_scripts.controlnet"
+IDLE_VALUES: tuple[Any, ...] = (None, "", False, [], "Fidelity")
+WITHOUT_EFFECT = frozenset(
+    [
+        "is_ui",
+        "batch_images",
+        "output_dir",
+        "loopback",
+        "pulid_mode",
+        "batch_mask_dir",
+        "animatediff_batch",
+        "batch_modifiers",
+        "batch_image_files",
+        "batch_keyframe_idx",
+        "guess_mode",
+    ]
+)
+"""Fields of the webui's page, of other extensions and of PuLID: of no effect, whatever they say."""
 OLD_NAMES = {"guidance": "guidance_end", "lowvram": "low_vram", "input_image": "image", "mask_image": "mask"}
 
 
@@ -104,19 +151,9 @@ def control_units(payload: Mapping[str, Any]) -> tuple[ControlUnit, ...]:
 
     Raises BadRequest or NotImplementedHere naming the unit's field.
     """
-    scripts = payload.get("alwayson_scripts") or {}
-    section = next((value for key, value in scripts.items() if key.lower() == "controlnet"), None)
-    if section is None:
-        return ()
-    where = "alwayson_scripts.controlnet"
-    args = section.get("args") if isinstance(section, Mapping) else section
-    if isinstance(args, Mapping):
-        args = [args]
-    if not isinstance(args, list):
-        raise BadRequest("must be {'args': [unit, ...]}", field=where)
     units: list[ControlUnit] = []
-    for place, sent in enumerate(args):
-        field = f"{where}.args[{place}]"
+    for place, sent in enumerate(_sent_units(payload)):
+        field = f"{WHERE}.args[{place}]"
         if isinstance(sent, (bool, str)) or sent is None:
             continue  # what the oldest clients put before the units: is_img2img, is_ui
         if not isinstance(sent, Mapping):
@@ -124,6 +161,33 @@ def control_units(payload: Mapping[str, Any]) -> tuple[ControlUnit, ...]:
         if sent.get("enabled", True):
             units += _unfolded(sent, field)
     return tuple(replace(unit, number=number) for number, unit in enumerate(units))
+
+
+def _sent_units(payload: Mapping[str, Any]) -> list[Any]:
+    scripts = payload.get("alwayson_scripts") or {}
+    section = next((value for key, value in scripts.items() if key.lower() == "controlnet"), None)
+    if section is None:
+        return []
+    args = section.get("args") if isinstance(section, Mapping) else section
+    if isinstance(args, Mapping):
+        args = [args]
+    if not isinstance(args, list):
+        raise BadRequest("must be {'args': [unit, ...]}", field=WHERE)
+    return args
+
+
+def unit_remarks(payload: Mapping[str, Any]) -> list[str]:
+    """A sentence for each enabled unit that names what it says and nothing is done with."""
+    said = []
+    for place, sent in enumerate(_sent_units(payload)):
+        if not isinstance(sent, Mapping) or not sent.get("enabled", True):
+            continue
+        foreign = sorted(set(sent) - FIELDS - WITHOUT_EFFECT - set(OLD_NAMES))
+        idle = sorted(name for name in WITHOUT_EFFECT & set(sent) if sent[name] not in IDLE_VALUES)
+        if foreign or idle:
+            names = ", ".join([*foreign, *idle])
+            said.append(f"{WHERE}.args[{place}]: not used: {names}")
+    return said
 
 
 def unit_infotext(units: Sequence[ControlUnit]) -> dict[str, str]:

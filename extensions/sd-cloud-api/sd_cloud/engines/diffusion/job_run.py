@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sd_cloud.engines.base import Control, Report
 from sd_cloud.engines.diffusion import controlnet, sd3
-from sd_cloud.engines.diffusion.controlnet_units import control_units, unit_infotext
+from sd_cloud.engines.diffusion.controlnet_units import control_units, unit_infotext, unit_remarks
 from sd_cloud.engines.diffusion.faces import restore_face
 from sd_cloud.engines.diffusion.finishing import grid_of, placed, unit_batch
 from sd_cloud.engines.diffusion.img2img import Prepared
@@ -70,6 +70,7 @@ class JobRun:
         state = self.state
         units = control_units(state.job.payload)
         state.marks |= unit_infotext(units)
+        state.comments += unit_remarks(state.job.payload)
         source = None
         if state.request.source:
             if self.before.last_seed is not None:
