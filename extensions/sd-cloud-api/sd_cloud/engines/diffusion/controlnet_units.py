@@ -38,50 +38,22 @@ OLD_RESIZE_MODES = {
     "Envelope (Outer Fit)": "Resize and Fill",
 }
 FIELDS = frozenset(
-    [
-        "enabled",
-        "module",
-        "model",
-        "weight",
-        "image",
-        "mask",
-        "resize_mode",
-        "low_vram",
-        "processor_res",
-        "threshold_a",
-        "threshold_b",
-        "guidance_start",
-        "guidance_end",
-        "pixel_perfect",
-        "control_mode",
-        "inpaint_crop_input_image",
-        "hr_option",
-        "save_detected_map",
-        "advanced_weighting",
-        "effective_region_mask",
-        "input_mode",
-        "ipadapter_input",
-        "union_control_type",
-        "image_link",
-        "mask_link",
-    ]
+    (
+        *("enabled", "module", "model", "weight", "image", "mask", "resize_mode", "low_vram"),
+        *("processor_res", "threshold_a", "threshold_b", "guidance_start", "guidance_end"),
+        *("pixel_perfect", "control_mode", "inpaint_crop_input_image", "hr_option"),
+        *("save_detected_map", "advanced_weighting", "effective_region_mask", "input_mode"),
+        *("ipadapter_input", "union_control_type", "image_link", "mask_link"),
+    )
 )
 WHERE = "alwayson_scripts.controlnet"
 IDLE_VALUES: tuple[Any, ...] = (None, "", False, [], "Fidelity")
 WITHOUT_EFFECT = frozenset(
-    [
-        "is_ui",
-        "batch_images",
-        "output_dir",
-        "loopback",
-        "pulid_mode",
-        "batch_mask_dir",
-        "animatediff_batch",
-        "batch_modifiers",
-        "batch_image_files",
-        "batch_keyframe_idx",
-        "guess_mode",
-    ]
+    (
+        *("is_ui", "batch_images", "output_dir", "loopback", "pulid_mode", "batch_mask_dir"),
+        *("animatediff_batch", "batch_modifiers", "batch_image_files", "batch_keyframe_idx"),
+        *("guess_mode",),
+    )
 )
 """Fields of the webui's page, of other extensions and of PuLID: of no effect, whatever they say."""
 OLD_NAMES = {"guidance": "guidance_end", "lowvram": "low_vram", "input_image": "image", "mask_image": "mask"}

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sd_cloud.engines.diffusion.text_encoders import assign
-from sd_cloud.engines.diffusion.weights_file import read_tensors
+from sd_cloud.engines.diffusion.weights_file import read_pickle, read_tensors
 from sd_cloud.errors import CheckpointBroken
 
 Net = TypeVar("Net", bound=nn.Module)
 Convert = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 CPU = torch.device("cpu")
+WRAPS = ("state_dict", "model", "depth_model")
 KEPT_NETWORKS = 3  # as many as openpose has
 
 
@@ -90,7 +91,7 @@ class Bench:
 
 @lru_cache(maxsize=KEPT_NETWORKS)
 def _loaded(build: Any, convert: Convert, shaped: bool, path: Path, mtime_ns: int) -> Any:
-    state = dict(convert(read_tensors(path)))
+    state = dict(convert(_tensors(path)))
     try:
         with torch.device("meta"):
             net = build(state) if shaped else build()
@@ -98,6 +99,19 @@ def _loaded(build: Any, convert: Convert, shaped: bool, path: Path, mtime_ns: in
         raise CheckpointBroken(f"{path.name}: its network lacks the tensor {error}") from error
     assign(net, state, path.name, "network", torch.float32)
     return net.eval().requires_grad_(False)
+
+
+def _tensors(path: Path) -> Mapping[str, Tensor]:
+    """A file's tensors, also below the key that training scripts put a network under."""
+    if path.suffix.lower() == ".safetensors":
+        return read_tensors(path)
+    loaded = read_pickle(path)
+    for wrap in WRAPS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrap), dict):
+            loaded = loaded[wrap]
+    if not isinstance(loaded, dict):
+        raise CheckpointBroken(f"{path.name} holds no state dict")
+    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
 
 
 def bytes_of(plane: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
