@@ -222,7 +222,7 @@ WEBUI: tuple[Flag, ...] = (
     _webui("--gfpgan-dir", "another folder of GFPGAN models", "path", metavar="DIR", standalone="used"),
     _webui("--gfpgan-model", "file name of the GFPGAN model", "text", metavar="FILE"),
     _webui("--no-half", "keep the model in 32-bit floats", standalone="used"),
-    _webui("--no-half-vae", "keep the VAE in 32-bit floats", standalone="not yet"),
+    _webui("--no-half-vae", "keep the VAE in 32-bit floats", standalone="used"),
     _webui("--no-progressbar-hiding", "show the page's progress bar"),
     _webui("--max-batch-count", "nothing", "int", 16, metavar="COUNT"),
     _webui(
@@ -233,7 +233,7 @@ WEBUI: tuple[Flag, ...] = (
     _webui("--localizations-dir", "folder of the page's translations", "path", metavar="DIR"),
     _webui("--allow-code", "run scripts from the page (never allowed here)"),
     _webui("--medvram", "use less GPU memory, a little slower", standalone="used"),
-    _webui("--medvram-sdxl", "--medvram for SDXL only", standalone="not yet"),
+    _webui("--medvram-sdxl", "--medvram for SDXL only", standalone="used"),
     _webui("--lowvram", "use very little GPU memory, much slower", standalone="used"),
     _webui("--lowram", "load weights to the GPU instead of RAM"),
     _webui("--always-batch-cond-uncond", "nothing"),
@@ -334,7 +334,7 @@ WEBUI: tuple[Flag, ...] = (
     _webui("--use-textbox-seed", "seeds in a text box"),
     _webui("--disable-console-progressbars", "no progress bars on the console"),
     _webui("--enable-console-prompts", "nothing"),
-    _webui("--vae-path", "one VAE for everything", "path", metavar="FILE", standalone="not yet"),
+    _webui("--vae-path", "one VAE for everything", "path", metavar="FILE", standalone="used"),
     _webui("--disable-safe-unpickle", "load unsafe pickles (never allowed here)"),
     _webui("--api", "serve the API (always on here)", standalone="used"),
     _webui(

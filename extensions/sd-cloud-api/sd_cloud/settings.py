@@ -54,8 +54,10 @@ class Precision:
     """How weights are held and computed, the webui's words."""
 
     no_half: bool = False
+    no_half_vae: bool = False
     precision: str = "autocast"  # "full", "autocast" or "half"
     medvram: bool = False
+    medvram_sdxl: bool = False
     lowvram: bool = False
     xformers: bool = False
     device_id: str | None = None
@@ -123,6 +125,7 @@ class Settings:
     link_seconds: int = 24 * 3600
     # engine
     precision: Precision = field(default_factory=Precision)
+    vae_path: Path | None = None  # the one VAE, whatever requests and options say
     no_hashing: bool = False
     sd_dynamic_cache: bool = False
     min_ram_reserved_gib: float = 4.0

@@ -90,6 +90,7 @@ def settings_of(values: Mapping[str, Any], environ: Mapping[str, str] = os.envir
         ),
         link_seconds=given["link_seconds"],
         precision=_precision(given),
+        vae_path=_file("--vae-path", given["vae_path"]),
         no_hashing=given["no_hashing"],
         sd_dynamic_cache=given["sd_dynamic_cache"],
         min_ram_reserved_gib=given["min_ram_reserved"],
@@ -146,8 +147,10 @@ def _precision(given: Mapping[str, Any]) -> Precision:
     use_cpu = {str(one).lower() for one in given["use_cpu"]}
     return Precision(
         no_half=given["no_half"],
+        no_half_vae=given["no_half_vae"],
         precision=given["precision"],
         medvram=given["medvram"],
+        medvram_sdxl=given["medvram_sdxl"],
         lowvram=given["lowvram"],
         xformers=given["xformers"],
         device_id="cpu" if use_cpu & {"all", "sd"} else given["device_id"],
@@ -156,6 +159,13 @@ def _precision(given: Mapping[str, Any]) -> Precision:
 
 def _path(text: str | None) -> Path | None:
     return Path(text).expanduser().absolute() if text else None
+
+
+def _file(flag: str, text: str | None) -> Path | None:
+    path = _path(text)
+    if path is not None and not path.is_file():
+        raise SettingsError(flag, f"there is no file {path}")
+    return path
 
 
 def _list(value: object) -> tuple[str, ...]:

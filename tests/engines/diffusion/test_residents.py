@@ -11,9 +11,10 @@ import pytest
 from sd_cloud.engines.base import Checkpoint, Control
 from sd_cloud.errors import CheckpointNotFound, NotImplementedHere
 from sd_cloud.job import Job
+from sd_cloud.settings import Precision
 from tests.golden.golden import GOLDEN, decibels, install_models
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(not GOLDEN.is_dir(), reason="the tiny checkpoints are not beside this checkout"),
@@ -141,3 +142,38 @@ def test_an_option_that_is_not_there_is_refused_in_a_request_and_told_elsewhere(
         made(worker, job(override_settings={option: value}))
     outcome = made(worker, replace(job(), options={"sd_model_checkpoint": "tiny-a", option: value}))
     assert f"The option {option} has no effect" in outcome.info["comments"]
+
+
+def test_one_vae_for_everything_wins_over_what_is_asked_for(worker: Any) -> None:
+    own = made(worker, job()).pictures[0].image
+    other = made(worker, job(override_settings={"sd_vae": "tiny-vae.safetensors"})).pictures[0]
+    shop = worker.workshop
+    plain = shop.settings
+    shop.settings = replace(plain, vae_path=GOLDEN / "checkpoints" / "tiny-vae.safetensors")
+    try:
+        forced = made(worker, job(override_settings={"sd_vae": "None"})).pictures[0]
+    finally:
+        shop.settings = plain
+    assert decibels(forced.image, other.image) > 60
+    assert decibels(forced.image, own) < 50
+    assert "VAE: tiny-vae.safetensors" in forced.infotext
+
+
+@pytest.mark.parametrize(
+    ("flags", "saving", "saving_sdxl"),
+    [
+        ({}, "none", "none"),
+        ({"medvram_sdxl": True}, "none", "medvram"),
+        ({"medvram": True}, "medvram", "medvram"),
+        ({"medvram_sdxl": True, "lowvram": True}, "lowvram", "lowvram"),
+    ],
+)
+def test_memory_is_saved_where_the_flags_say(
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], saving: str, saving_sdxl: str
+) -> None:
+    from sd_cloud.engines.diffusion.placement import placement_for
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = placement_for(Precision(**flags, no_half_vae=True))
+    assert (found.saving, found.saving_sdxl) == (saving, saving_sdxl)
+    assert (found.dtype, found.vae_dtype) == (torch.float16, torch.float32)

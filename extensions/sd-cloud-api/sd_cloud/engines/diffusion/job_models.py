@@ -9,7 +9,6 @@ from sd_cloud.engines.diffusion.conditioning import Conditioner
 from sd_cloud.engines.diffusion.job_state import JobState
 from sd_cloud.engines.diffusion.latents import Coder
 from sd_cloud.engines.diffusion.model import Model
-from sd_cloud.engines.diffusion.models_wanted import wanted_vae
 from sd_cloud.engines.diffusion.tiling import circular
 from sd_cloud.engines.diffusion.webui_loading import is_built_anew, numbers_drawn
 
@@ -40,8 +39,7 @@ class JobModels:
     def coder(self) -> Coder:
         """The VAE to use with the model at work."""
         state = self._state
-        vae = wanted_vae(state.job, state.options, state.catalogue, self.checkpoint)
-        coder = state.workshop.coder(self.current, vae)
+        coder = state.workshop.coder(self.current, state.vae_for(self.checkpoint))
         if id(coder.vae) not in self._tiled:
             self._tiled.add(id(coder.vae))
             self._while_running.enter_context(circular((coder.vae,), state.request.tiling))

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from sd_cloud.engines.base import Control, Report
+from sd_cloud.engines.base import Checkpoint, Control, ModelFile, Report
 from sd_cloud.engines.diffusion import hires
 from sd_cloud.engines.diffusion.infotext import infotext
 from sd_cloud.engines.diffusion.models_wanted import wanted_checkpoint, wanted_vae
@@ -63,11 +63,15 @@ class JobState:
 
     def read_texts(self) -> None:
         """The names of what is used, and the prompts of all pictures."""
-        vae = wanted_vae(self.job, self.options, self.catalogue, self.checkpoint)
+        vae = self.vae_for(self.checkpoint)
         self.names = self.workshop.names(self.checkpoint, vae)
         self.texts = texts_of(self.request, self.options, self.workshop.settings.data_dir, self.comments)
         self.passes = self.request.n_iter * (2 if self.request.hires else 1)
         self.generator = GlobalSource(self.texts.seeds[0])
+
+    def vae_for(self, checkpoint: Checkpoint) -> ModelFile | None:
+        only = self.workshop.settings.vae_path
+        return wanted_vae(self.job, self.options, self.catalogue, checkpoint, only)
 
     @property
     def seeds(self) -> Sequence[int]:

@@ -20,19 +20,23 @@ from sd_cloud.engines.diffusion.unet_shape import double_then_resize
 from sd_cloud.engines.diffusion.weights_file import Tensors, read_tensors
 from sd_cloud.errors import CheckpointBroken
 
+Saving = Literal["none", "medvram", "lowvram"]
+
 
 @dataclass(frozen=True)
 class Placement:
     """Where weights live and in what precision they are held and computed.
 
     ``saving``: ``medvram`` has one part of a checkpoint on the device at a time, ``lowvram`` of
-    the U-Net one layer at a time; the others wait in the machine's memory.
+    the U-Net one layer at a time; the others wait in the machine's memory. ``saving_sdxl`` is the same
+    for SDXL checkpoints.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     vae_dtype: torch.dtype = torch.float32
-    saving: Literal["none", "medvram", "lowvram"] = "none"
+    saving: Saving = "none"
+    saving_sdxl: Saving = "none"
     xformers: bool = False
 
 
@@ -51,6 +55,10 @@ class Model:
     bytes_in_memory: int = 0
 
     @property
+    def saving(self) -> Saving:
+        return self.placement.saving_sdxl if self.is_sdxl else self.placement.saving
+
+    @property
     def is_sdxl(self) -> bool:
         return self.layout.family.startswith("sdxl")
 
@@ -60,7 +68,7 @@ class Model:
 
     def bring(self, part: nn.Module) -> None:
         """Have a part on the device before it runs, and where memory is saved the others off it."""
-        if self.placement.saving == "none":
+        if self.saving == "none":
             return
         for other in self.parts():
             if other is not part and not self._streams(other):
@@ -70,12 +78,12 @@ class Model:
 
     def _streams(self, part: nn.Module) -> bool:
         """Whether a part's layers come to the device and go one by one."""
-        return self.placement.saving == "lowvram" and part is self.unet
+        return self.saving == "lowvram" and part is self.unet
 
     def settle(self) -> None:
         """Put every part where it waits for its turn, once all are built."""
         placement = self.placement
-        if placement.saving == "lowvram":
+        if self.saving == "lowvram":
             apply_group_offloading(
                 self.unet,
                 onload_device=placement.device,
@@ -83,7 +91,7 @@ class Model:
                 offload_type="leaf_level",
             )
         for part in self.parts():
-            if placement.saving == "none":
+            if self.saving == "none":
                 part.to(placement.device)
         for encoder in self.text:
             if encoder.projection is not None:

@@ -50,12 +50,17 @@ def find_checkpoint(name: str, catalogue: Catalogue, field: str) -> Checkpoint:
     return found
 
 
-def wanted_vae(job: Job, options: Options, catalogue: Catalogue, checkpoint: Checkpoint) -> ModelFile | None:
+def wanted_vae(
+    job: Job, options: Options, catalogue: Catalogue, checkpoint: Checkpoint, only: Path | None = None
+) -> ModelFile | None:
     """The VAE that replaces the checkpoint's own, or None for its own.
 
-    A named one wins; ``Automatic`` takes what the checkpoint's notes or a file of its name say.
+    ``only`` (``--vae-path``) wins over everything, then a named one; ``Automatic`` takes what the
+    checkpoint's notes or a file of its name say.
     Raises CheckpointNotFound when the request names one that is not there.
     """
+    if only is not None:
+        return ModelFile(only.name, str(only))
     own = (job.payload.get("override_settings") or {}).get("sd_vae")
     for name, field in ((job.vae, "sd_vae"), (own, "override_settings.sd_vae")):
         if name and str(name) not in AUTOMATIC:
