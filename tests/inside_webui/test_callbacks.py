@@ -19,11 +19,12 @@ def test_a_callback_that_fails_is_logged_by_name_and_goes_no_further(
     """Here there is no webui at all, so that every one of them fails."""
     with caplog.at_level(logging.ERROR):
         callbacks.loading()
+        callbacks.register(__file__)
         callbacks.app_started(None, None)  # type: ignore[arg-type]
         assert callbacks.tabs() == () and callbacks.censor_scripts() == (None, None)
     told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 4
-    for name in ("loading", "app_started", "tabs", "censor_scripts"):
+    assert len(told) == 5
+    for name in ("loading", "register", "app_started", "tabs", "censor_scripts"):
         assert any(f"sd-cloud-api: {name} failed; the webui goes on without" in one for one in told)
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from sd_cloud import errors
 from sd_cloud.job import Job, Outcome, Picture, Reply, Target
 from sd_cloud.store import codec, mounts
 from sd_cloud.store.base import OVERTAKES, Task
-from sd_cloud.store.database import Database, DatabaseRefused, in_memory, open_database
+from sd_cloud.store.database import MIGRATIONS, Database, DatabaseRefused, in_memory, open_database
 from sd_cloud.store.schema import metadata
 from sd_cloud.store.sql import SqlStore
 from tests.store.conftest import Open
@@ -301,6 +303,29 @@ async def test_the_migrations_make_the_tables_that_the_code_names(database: Data
         return list(compare_metadata(context, metadata))
 
     assert await database.read(differences) == []
+
+
+def test_each_migration_is_named_after_its_revision_and_the_last_is_the_newest() -> None:
+    """By these names a start knows that it has nothing to migrate, without alembic."""
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    scripts = ScriptDirectory.from_config(config)
+    revisions = [one.revision for one in scripts.walk_revisions()]
+    assert [Path(one.path).name.split("_")[0] for one in scripts.walk_revisions()] == revisions
+    assert scripts.get_current_head() == max(revisions) and len(set(map(len, revisions))) == 1
+
+
+def test_a_start_that_has_nothing_to_migrate_does_not_load_alembic(tmp_path: Path) -> None:
+    text = (
+        "import sys; from pathlib import Path; from sd_cloud.store.database import open_database; "
+        "open_database(Path(sys.argv[1])).close(); print('alembic' in sys.modules)"
+    )
+    command = [sys.executable, "-c", text, str(tmp_path)]
+    said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for _ in "12"]
+    assert said == ["True", "False"]
 
 
 async def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:

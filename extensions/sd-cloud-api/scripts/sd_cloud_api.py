@@ -7,13 +7,10 @@ HERE = str(Path(__file__).resolve().parents[1])
 if HERE not in sys.path:
     sys.path.append(HERE)
 
-from modules import script_callbacks  # noqa: E402
-
 from sd_cloud import inside_webui  # noqa: E402
 
 inside_webui.loading()
-script_callbacks.on_app_started(inside_webui.app_started)
-script_callbacks.on_ui_tabs(inside_webui.tabs)
+inside_webui.register(__file__)
 
 # The webui looks for its scripts among the names of this file.
 CensorScript, CensorExtras = inside_webui.censor_scripts()

@@ -3,6 +3,6 @@
 Loading it loads next to nothing: the webui reads it before its page is built.
 """
 
-from sd_cloud.inside_webui.callbacks import app_started, censor_scripts, loading, tabs
+from sd_cloud.inside_webui.callbacks import censor_scripts, loading, register
 
-__all__ = ["app_started", "censor_scripts", "loading", "tabs"]
+__all__ = ["censor_scripts", "loading", "register"]

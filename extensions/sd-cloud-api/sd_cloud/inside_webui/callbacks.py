@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -33,6 +35,31 @@ def _or_without(what: str, instead: Any = None) -> Callable[[Callable[..., T]], 
     return guarded
 
 
+@contextmanager
+def _not_collecting() -> Iterator[None]:
+    """Loading modules makes what stays. To look through all of the webui's objects for garbage meanwhile
+    takes as long as the loading."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_or_without("anything of it")
+def register(file: str) -> None:
+    """Have the webui call `app_started` and `tabs`. ``file`` is the script that it loads us by.
+
+    ``script_callbacks.on_app_started`` would read the source of every caller to find that out, 0.1 s each.
+    """
+    from modules.script_callbacks import add_callback, callback_map
+
+    for category, function in (("app_started", app_started), ("ui_tabs", tabs)):
+        add_callback(callback_map[f"callbacks_{category}"], function, category=category, filename=file)
+
+
 @_or_without("checkpoints kept in RAM")
 def loading() -> None:
     """The scripts are being loaded: what must be in place before the first checkpoint is."""
@@ -45,6 +72,7 @@ def loading() -> None:
 
 
 @_or_without("its API")
+@_not_collecting()
 def app_started(demo: Any, app: FastAPI) -> None:
     """``on_app_started``: hook this app. ``demo`` is None with ``--nowebui``.
 
@@ -60,6 +88,7 @@ def app_started(demo: Any, app: FastAPI) -> None:
 
 
 @_or_without("its tabs", ())
+@_not_collecting()
 def tabs() -> Sequence[tuple[Any, str, str]]:
     """``on_ui_tabs``, while the page is built: our pages, each in a frame, as (blocks, title, id)."""
     from modules.shared import cmd_opts, opts
