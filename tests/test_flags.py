@@ -283,3 +283,14 @@ def test_the_readmes_table_of_flags_is_the_declared_one(readme: str) -> None:
     untold = [flag.name for flag in flag_table.listed() if flag.name not in flag_table.CHINESE]
     assert not untold, "add a line to scripts/launch/flags_zh.json"
     assert flag_table.with_table(text, readme) == text, "run scripts/launch/flag_table.py"
+
+
+def test_options_are_frozen_by_name_or_as_a_whole() -> None:
+    named = settings_from(["--freeze-specific-settings", "jpeg_quality, randn_source"], {})
+    assert named.frozen_options == ("jpeg_quality", "randn_source")
+    assert settings_from(["--freeze-settings"], {}).frozen_options == ("*",)
+
+
+def test_a_vae_for_everything_has_to_be_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--vae-path: there is no file"):
+        settings_from(["--vae-path", str(tmp_path / "gone.safetensors")], {})

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sd_cloud.errors import BadRequest, NotFound, SavingFailed
+from sd_cloud.errors import BadRequest, NotAllowed, NotFound, SavingFailed
 from sd_cloud.host.folders import make_folders
 from sd_cloud.host.options import Options, OptionsUnreadable
 from sd_cloud.settings import settings_below
@@ -95,3 +95,23 @@ def test_the_first_start_makes_the_webuis_folders_and_the_second_touches_nothing
     make_folders(settings)
     assert (tmp_path / "config.json").read_text() == '{"tiling": true}'
     assert (tmp_path / "styles.csv").read_text() == "mine"
+
+
+def test_options_may_be_read_from_another_file(tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text('{"jpeg_quality": 41}')
+    options = Options(tmp_path, other)
+    options.change({"jpeg_quality": 42})
+    assert Options(tmp_path, other)["jpeg_quality"] == 42
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_what_is_frozen_cannot_be_changed_and_the_rest_can(tmp_path: Path) -> None:
+    options = Options(tmp_path, frozen=("jpeg_quality",))
+    with pytest.raises(NotAllowed, match="jpeg_quality"):
+        options.change({"jpeg_quality": 42})
+    options.change({"CLIP_stop_at_last_layers": 2})
+    everything = Options(tmp_path, frozen=("*",))
+    with pytest.raises(NotAllowed, match="frozen"):
+        everything.change({"CLIP_stop_at_last_layers": 3})
+    assert everything["CLIP_stop_at_last_layers"] == 2

@@ -298,7 +298,7 @@ WEBUI: tuple[Flag, ...] = (
     _webui("--show-negative-prompt", "nothing"),
     _webui("--ui-config-file", "the page's defaults", "path", metavar="FILE"),
     _webui("--hide-ui-dir-config", "hide folders on the settings page"),
-    _webui("--freeze-settings", "no option can be changed", standalone="not yet"),
+    _webui("--freeze-settings", "no option can be changed", standalone="used"),
     _webui(
         "--freeze-settings-in-sections",
         "options that can't be changed, by section",
@@ -311,9 +311,9 @@ WEBUI: tuple[Flag, ...] = (
         "options that can't be changed",
         "text",
         metavar="NAMES",
-        standalone="not yet",
+        standalone="used",
     ),
-    _webui("--ui-settings-file", "another config.json", "path", metavar="FILE", standalone="not yet"),
+    _webui("--ui-settings-file", "another config.json", "path", metavar="FILE", standalone="used"),
     _webui("--gradio-debug", "Gradio's debug output"),
     _webui(
         "--gradio-auth",

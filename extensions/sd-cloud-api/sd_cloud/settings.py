@@ -139,6 +139,9 @@ class Settings:
     async_service: str = "sd_async"
     queue_payload_bytes: int = 8 * 1024
     dashscope_models: tuple[tuple[str, str], ...] = ()  # (DashScope's name, checkpoint)
+    # the webui's options
+    options_file: Path | None = None  # instead of the data dir's config.json
+    frozen_options: tuple[str, ...] = ()  # names that nobody can change; "*" stands for all
     # the pages
     filebrowser: bool = False
     always_hide_tabs: tuple[str, ...] = ()

@@ -38,7 +38,7 @@ def build(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     Raises OptionsUnreadable, DatabaseRefused, OSError.
     """
     make_folders(settings)
-    options = Options(settings.data_dir)
+    options = Options(settings.data_dir, settings.options_file, settings.frozen_options)
     engine = engine if engine is not None else ChildEngine(ENGINE, settings, scan=scan)
     service = Service(
         engine,

@@ -13,11 +13,11 @@ import math
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from sd_cloud.errors import BadRequest, NotFound, SavingFailed
+from sd_cloud.errors import BadRequest, NotAllowed, NotFound, SavingFailed
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,13 @@ class OptionsUnreadable(ValueError):
 class Options:
     """What ``config.json`` of a data dir says, over the webui's defaults."""
 
-    def __init__(self, data_dir: Path) -> None:
-        """Read the data dir's ``config.json``, if there is one. Raises OptionsUnreadable."""
-        self.path = data_dir / "config.json"
+    def __init__(self, data_dir: Path, file: Path | None = None, frozen: Collection[str] = ()) -> None:
+        """Read ``config.json`` of the data dir, or another file, if there is one. Raises OptionsUnreadable.
+
+        ``frozen``: names of options that nobody can change; ``*`` stands for all.
+        """
+        self.path = file or data_dir / "config.json"
+        self._frozen = frozenset(frozen)
         self.defaults: Mapping[str, Any] = _defaults(data_dir)
         self._given = _read(self.path)
         self._writing = threading.Lock()
@@ -84,10 +88,13 @@ class Options:
     def change(self, values: Mapping[str, Any]) -> None:
         """Check, set and write them. A null sets an option back to its default.
 
-        Blocks on the disk: call it in a thread. Raises NotFound, BadRequest, SavingFailed; then
-        nothing has changed.
+        Blocks on the disk: call it in a thread. Raises NotFound, BadRequest, NotAllowed, SavingFailed;
+        then nothing has changed.
         """
         self.check(values)
+        for name in values:
+            if name in self._frozen or "*" in self._frozen:
+                raise NotAllowed(f"{name}: this option is frozen by the service's launch flags")
         kept = {name: value for name, value in values.items() if name not in EXPLANATIONS}
         with self._writing:
             given = {**self._given, **kept}
