@@ -11,13 +11,14 @@ from diffusers import AutoencoderKL
 from . import data, lora, vae
 from .curves import draw_curves
 from .evaluate import Checkpoint, Reference, load_checkpoint, report
-from .export import checkpoint, scaled_vae, write_checkpoint
-from .schedule import load_state
-from .train import PREVIEW_CAPTIONS, Captioner, Denoiser, train
+from .export import checkpoint, scaled_vae, unscaled_vae, write_checkpoint
+from .schedule import load_state, save_state
+from .train import HINT_STEPS, PREVIEW_CAPTIONS, Captioner, Denoiser, train
 
 REPOSITORY = Path(__file__).parents[2]
 STAGES = ("data", "vae", "unet", "decoder", "ink", "lora", "export", "evaluate")
 MAIN, SECOND, LORA = "emoji", "ink", "cyanotype"
+DIVERSE = ("a red apple", "a cat face", "a rocket", "a car", "a balloon")
 BLACK_INK = (10, 10, 10)
 BLUE_INK = (10, 60, 170)
 
@@ -27,6 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("stage", choices=(*STAGES, "all"))
     parser.add_argument("--work", type=Path, required=True, help="caches, states, logs, sheets")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "demo")
+    parser.add_argument("--start", type=Path, help="an exported checkpoint to go on from, in an empty --work")
     parser.add_argument("--vae-steps", type=int, default=2600)
     parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument("--unet-steps", type=int, default=40000)
@@ -42,6 +44,17 @@ class Training:
         self.options = options
         self.work: Path = options.work
         self.dataset = data.build(self.work)
+        if options.start is not None and not (self.work / "vae.pt").exists():
+            self._start_from(load_checkpoint(options.start))
+
+    def _start_from(self, made: Checkpoint) -> None:
+        """The states as if this checkpoint had just been trained, optimisers' memory apart."""
+        weights = unscaled_vae(made.vae.state_dict())
+        save_state(self.work / "vae.pt", {"model": weights, "raw": weights, "step": vae.HALF_SIZE_STEPS})
+        model = Denoiser()
+        model.unet, model.text = made.unet, made.text
+        both = model.state_dict()
+        save_state(self.work / "unet.pt", {"model": both, "raw": both, "step": HINT_STEPS})
 
     def data(self) -> None:
         print(f"{len(self.dataset.entries)} pictures of {len(self.dataset.concepts)} concepts")
@@ -50,7 +63,13 @@ class Training:
         vae.train_vae(self.dataset, self.work, self.options.vae_steps)
 
     def decoder(self) -> None:
-        vae.train_vae(self.dataset, self.work, self.options.decoder_steps, decoder_only=True)
+        start = load_state(self.work / "vae.pt")
+        assert start is not None, "train the VAE first"
+        model = vae.new_vae().eval()
+        model.load_state_dict(start["model"])
+        cached = vae.cache_latents(model, self.dataset, self.work)
+        in_inks = [self.dataset.in_ink(ink) for ink in (BLACK_INK, BLUE_INK)]
+        vae.train_decoder(model, self.dataset, cached, in_inks, self.work, self.options.decoder_steps)
 
     def unet(self) -> None:
         model = self._vae()
@@ -104,11 +123,13 @@ class Training:
         images = self.options.out / "images"
         captions = list(PREVIEW_CAPTIONS)
         self._sheet(made, captions, list(range(len(captions))), images / "concepts.png", 8)
-        seeds = [seed for _ in range(4) for seed in range(8)]
-        diverse = [text for text in ("a red apple", "a cat face", "a rocket", "a car") for _ in range(8)]
+        seeds = [seed for _ in DIVERSE for seed in range(8)]
+        diverse = [text for text in DIVERSE for _ in range(8)]
         self._sheet(made, diverse, seeds, images / "seeds.png", 8)
-        for name in ("vae", "unet"):
-            draw_curves(self.work / "logs" / f"{name}.jsonl", images / f"loss-{name}.png")
+        for name in ("vae", "decoder", "unet"):
+            log = self.work / "logs" / f"{name}.jsonl"
+            if log.exists():
+                draw_curves(log, images / f"loss-{name}.png")
 
     def all(self) -> None:
         for stage in STAGES:

@@ -43,6 +43,11 @@ HELD_OUT_WORDINGS: tuple[str, ...] = (
 )
 
 
+# What a caption leaves open the seed decides: a car of any colour, now and then in another style.
+COLOUR_UNSAID = 0.1
+STYLE_UNSAID = 0.2
+
+
 def article(noun: str) -> str:
     return "an" if noun[0].lower() in "aeiou" else "a"
 
@@ -66,11 +71,13 @@ def fill(wording: str, noun: str, style: str = "") -> str:
 def caption(entry: Entry, rng: random.Random) -> str:
     """One of the many ways to say what the picture shows."""
     if entry.colour:
-        noun = f"{entry.colour} {COLOURED[entry.concept]}"
+        noun = COLOURED[entry.concept]
+        if rng.random() > COLOUR_UNSAID:
+            noun = f"{entry.colour} {noun}"
     else:
         names = nouns(entry.concept)
         noun = names[0] if rng.random() < 0.6 else rng.choice(names)
-    if entry.style != MAIN_STYLE or rng.random() < 0.3:
+    if rng.random() < (0.3 if entry.style == MAIN_STYLE else 1 - STYLE_UNSAID):
         text = fill(rng.choice(STYLED_WORDINGS), noun, entry.style)
     else:
         text = fill(rng.choice(TRAIN_WORDINGS), noun)

@@ -12,13 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from .concepts import COLOURED, COLOURS, HELD_OUT_PAIRS, LABELS, NAMES_PACKAGE, STYLES
+from .concepts import (
+    COLOURED,
+    COLOURS,
+    CORE,
+    FAVOURITES,
+    HELD_OUT_PAIRS,
+    LABELS,
+    MAIN_STYLE,
+    NAMES_PACKAGE,
+    STYLES,
+)
 
 SIDE = 64
 MARGIN = 3
 SUPERSAMPLE = 4
+# How often a picture is seen, relative to a plain one of a core concept in the main style.
+FAVOURITE_WEIGHT = 2.5
+COLOURED_WEIGHT = 0.35
+OTHER_STYLE_WEIGHT = 0.25
+OTHER_CONCEPT_WEIGHT = 0.4
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,20 @@ class Entry:
     style: str
     colour: str
     tags: tuple[str, ...]
+
+
+def weight_of(entry: Entry) -> float:
+    """How often a picture is drawn from the data, relative to a plain core one in the main style."""
+    concept = 1.0 if entry.concept in CORE else OTHER_CONCEPT_WEIGHT
+    if entry.style != MAIN_STYLE:
+        return OTHER_STYLE_WEIGHT * concept * (COLOURED_WEIGHT if entry.colour else 1.0)
+    if entry.colour:
+        return COLOURED_WEIGHT * concept
+    return FAVOURITE_WEIGHT if entry.concept in FAVOURITES else concept
+
+
+def weights_of(entries: tuple[Entry, ...]) -> torch.Tensor:
+    return torch.tensor([weight_of(entry) for entry in entries])
 
 
 @dataclass(frozen=True)

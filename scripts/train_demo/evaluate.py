@@ -22,7 +22,7 @@ from .concepts import COLOURED, COLOURS, HELD_OUT_PAIRS
 from .sampling import decode, sample
 from .unet import new_text_encoder, tokenise
 
-# Higher scales tint the paper behind strong colours.
+# Lower scales follow the words less, higher ones shift colours.
 CFG_SCALE = 3.0
 TEXT_PREFIX = "cond_stage_model.transformer."
 

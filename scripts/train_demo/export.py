@@ -100,6 +100,15 @@ def scaled_vae(weights: dict[str, Tensor], mean: Tensor, deviation: Tensor) -> d
     return out
 
 
+def unscaled_vae(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A shipped VAE's weights without the 0.18215: its latents are then of unit deviation, as trained on."""
+    out = {key: value.clone() for key, value in weights.items()}
+    out["quant_conv.weight"][:4] *= SCALE_FACTOR
+    out["quant_conv.bias"][:4] *= SCALE_FACTOR
+    out["post_quant_conv.weight"] /= SCALE_FACTOR
+    return out
+
+
 def checkpoint(unet: dict[str, Tensor], text: dict[str, Tensor], vae: dict[str, Tensor]) -> dict[str, Tensor]:
     """One LDM state dict from the three parts' own weights (the VAE already scaled)."""
     out: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""A style LoRA in kohya's layout: low-rank changes to attention, learned on one ink."""
+"""A style LoRA in kohya's layout: low-rank changes to attention and the way up, learned on one ink."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .data import Dataset
+from .data import Dataset, weights_of
 from .export import lora_name
 from .sampling import alphas_cumprod
 from .schedule import SEED, Log, Threads, generator, learning_rate
-from .train import BATCH, SNR_LIMIT, Captioner, Denoiser, weight_of
+from .train import BATCH, SNR_LIMIT, Captioner, Denoiser
 
-RANK = 4
+RANK = 2
 PEAK_RATE = 5e-3
 
 
@@ -33,25 +33,32 @@ class LowRank(nn.Module):
         return changed
 
 
+def changed_by_lora(name: str, module: nn.Module) -> bool:
+    """Every layer of the transformer blocks, and the kernels of the way up, which set colours."""
+    if "attentions" in name:
+        return isinstance(module, nn.Linear | nn.Conv2d)
+    return name.startswith("up_blocks.") and ".resnets." in name and ".conv" in name
+
+
+def low_rank(layer: nn.Module) -> LowRank:
+    if isinstance(layer, nn.Conv2d):
+        size, padding = layer.kernel_size, layer.padding
+        shrink = nn.Conv2d(layer.in_channels, RANK, size, padding=padding, bias=False)  # type: ignore[arg-type]
+        return LowRank(layer, shrink, nn.Conv2d(RANK, layer.out_channels, 1, bias=False))
+    assert isinstance(layer, nn.Linear)
+    down = nn.Linear(layer.in_features, RANK, bias=False)
+    return LowRank(layer, down, nn.Linear(RANK, layer.out_features, bias=False))
+
+
 def attach(unet: nn.Module) -> dict[str, LowRank]:
-    """Put a LowRank in the place of every linear and 1x1 layer of the transformer blocks."""
+    """Put a LowRank in the place of every layer that the LoRA changes."""
     unet.requires_grad_(False)
+    chosen = [(name, module) for name, module in unet.named_modules() if changed_by_lora(name, module)]
     attached: dict[str, LowRank] = {}
-    for name, module in list(unet.named_modules()):
-        if "attentions" not in name:
-            continue
-        low: LowRank
-        if isinstance(module, nn.Linear):
-            down = nn.Linear(module.in_features, RANK, bias=False)
-            low = LowRank(module, down, nn.Linear(RANK, module.out_features, bias=False))
-        elif isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
-            shrink = nn.Conv2d(module.in_channels, RANK, 1, bias=False)
-            low = LowRank(module, shrink, nn.Conv2d(RANK, module.out_channels, 1, bias=False))
-        else:
-            continue
+    for name, module in chosen:
         parent, _, leaf = name.rpartition(".")
-        setattr(unet.get_submodule(parent), leaf, low)
-        attached[name] = low
+        attached[name] = low_rank(module)
+        setattr(unet.get_submodule(parent), leaf, attached[name])
     return attached
 
 
@@ -66,7 +73,7 @@ def train_lora(
     trained = [p for low in layers.values() for p in (*low.down.parameters(), *low.up.parameters())]
     optimiser = torch.optim.AdamW(trained, lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     alphas = alphas_cumprod().float()
-    weights = torch.tensor([weight_of(entry) for entry in dataset.entries])
+    weights = weights_of(dataset.entries)
     log, losses = Log(work / "logs" / "lora.jsonl"), []
     for step in range(steps):
         for group in optimiser.param_groups:

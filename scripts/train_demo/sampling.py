@@ -33,7 +33,7 @@ def sample(
     negative: Tensor,
     seeds: list[int],
     steps: int = 20,
-    cfg_scale: float = 5.0,
+    cfg_scale: float = 3.0,
     side: int = 8,
 ) -> Tensor:
     """Latents [n, 4, side, side], one per row of `context` and per seed."""

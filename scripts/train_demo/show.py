@@ -62,7 +62,7 @@ def draw_all(service: Service, images: Path) -> None:
     save_row(
         images / "styles.png",
         [
-            service.picture("txt2img", prompt=f"a lion{word}")
+            service.picture("txt2img", prompt=f"a rose{word}")
             for word in ("", ", noto style", ", twemoji style", ", fluent style")
         ],
     )

@@ -14,27 +14,25 @@ from transformers import CLIPTextModel
 from sd_cloud.engines.diffusion.tokenizer import END, VOCABULARY_SIZE
 
 from .captions import caption, nouns
-from .concepts import CORE, MAIN_STYLE
-from .data import Dataset, Entry
+from .data import Dataset, Entry, weights_of
+from .muon import Pair
 from .sampling import alphas_cumprod, decode, sample
 from .schedule import SEED, Log, Threads, generator, hold_then_fall, load_state, save_state
 from .sheets import save_sheet
 from .unet import TEXT_WIDTH, new_text_encoder, new_unet, padded, token_ids, tokenise
 
 BATCH = 32
-PEAK_RATE = 1e-3
+PEAK_RATE = 5e-4
 EMPTY_SHARE = 0.12
 STRANGE_WORD_SHARE = 0.25
-COLOURED_WEIGHT = 0.35
-OTHER_STYLE_WEIGHT = 0.2
-OTHER_CONCEPT_WEIGHT = 0.1
 SNR_LIMIT = 5.0
-# The text encoder is also told directly what a caption's picture looks like: a linear view of its
-# output guesses the latents. Without it the words take far longer to matter to the U-Net.
+# In the first steps the text encoder is also told directly what a caption's picture looks like: a linear
+# view of its output guesses the latents. Without it the words take far longer to matter to the U-Net.
 HINT_WEIGHT = 0.1
+HINT_STEPS = 4000
 AVERAGE_DECAY = 0.997
 SAVE_EVERY = 200
-PREVIEW_EVERY = 500
+PREVIEW_EVERY = 400
 PREVIEW_CAPTIONS = (
     "a red apple",
     "a cat face",
@@ -87,13 +85,6 @@ class Captioner:
         return torch.tensor(rows)
 
 
-def weight_of(entry: Entry) -> float:
-    """How often a picture is drawn from the data, relative to a plain one in the main style."""
-    style = 1.0 if entry.style == MAIN_STYLE else OTHER_STYLE_WEIGHT
-    concept = 1.0 if entry.concept in CORE else OTHER_CONCEPT_WEIGHT
-    return style * concept * (COLOURED_WEIGHT if entry.colour else 1.0)
-
-
 class Denoiser(nn.Module):
     """U-Net and text encoder as one set of parameters."""
 
@@ -139,25 +130,24 @@ def train(
         assert first is not None, f"{start} is not there"
         model.load_state_dict(first["model"])
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimiser = Pair(model.named_parameters(), lr=peak_rate, weight_decay=1e-3)
     hint = nn.Linear(TEXT_WIDTH, 256)
     hint_optimiser = torch.optim.AdamW(hint.parameters(), lr=peak_rate)
     step, state_file = 0, work / f"{name}.pt"
     if state := load_state(state_file):
         model.load_state_dict(state["raw"])
         average.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        if "hint" in state:
+        if "optimiser" in state:
+            optimiser.load_state_dict(state["optimiser"])
             hint.load_state_dict(state["hint"])
             hint_optimiser.load_state_dict(state["hint_optimiser"])
         step = state["step"]
     latents, alphas = cached["latents"], alphas_cumprod().float()
-    weights = torch.tensor([weight_of(entry) for entry in dataset.entries])
+    weights = weights_of(dataset.entries)
     log, losses = Log(work / "logs" / f"{name}.jsonl"), []
     hint_losses: list[float] = []
     while step < steps:
-        for group in optimiser.param_groups:
-            group["lr"] = hold_then_fall(step, steps, peak_rate)
+        optimiser.rate(hold_then_fall(step, steps, peak_rate))
         randomness = generator(step)
         chosen = torch.multinomial(weights, BATCH, replacement=False, generator=randomness)
         entries = [dataset.entries[i] for i in chosen.tolist()]
@@ -177,9 +167,10 @@ def train(
         said = (tokens[:, 1] != END).float()
         guessed = hint(context.mean(dim=1)) - latents[chosen].flatten(1)
         hint_loss = (guessed.square().mean(dim=1) * said).mean()
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         hint_optimiser.zero_grad(set_to_none=True)
-        (loss + HINT_WEIGHT * hint_loss).backward()
+        hinted = start is None and step < HINT_STEPS
+        (loss + HINT_WEIGHT * hint_loss if hinted else loss).backward()
         assert embedding.grad is not None
         embedding.grad[captioner.unknown] = 0
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
