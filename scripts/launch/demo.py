@@ -33,6 +33,9 @@ MODEL_FLAGS = {
 START_SECONDS = 300
 ANSWER_SECONDS = 600
 STOP_SECONDS = 60
+LONGEST_SHOWN = 160  # characters
+LEFT_WHOLE = ("image_url",)  # paths, to be opened
+GAP = 24
 
 
 class Problem(Exception):
@@ -160,7 +163,33 @@ def call(url: str, body: dict[str, Any] | None, seconds: float) -> tuple[int, di
 
 
 def show(title: str, content: Any) -> None:
-    print(f"\n{title}\n{json.dumps(content, indent=2, ensure_ascii=False)}", flush=True)
+    print(f"\n{title}\n{json.dumps(shortened(content), indent=2, ensure_ascii=False)}", flush=True)
+
+
+def shortened(content: Any) -> Any:
+    """The same with every long string cut in its middle: links and `info` fill screens."""
+    if isinstance(content, dict):
+        return {key: value if key in LEFT_WHOLE else shortened(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [shortened(value) for value in content]
+    if isinstance(content, str) and len(content) > LONGEST_SHOWN:
+        return f"{content[: LONGEST_SHOWN - 40]} … {content[-40:]}"
+    return content
+
+
+def side_by_side(paths: list[Path], target: Path) -> Path:
+    """One picture of several, to open first."""
+    from PIL import Image
+
+    pictures = [Image.open(path).convert("RGB") for path in paths]
+    width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
+    row = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width + GAP
+    row.save(target)
+    return target
 
 
 def main() -> int:
@@ -169,9 +198,11 @@ def main() -> int:
     try:
         with service(asked.flags) as url:
             made = [ask(url, asked, number) for number in range(len(asked.prompts))]
-            print("\npictures:")
+            print("\npictures, the grid of each request first:")
             for prompt, paths in zip(asked.prompts, made, strict=True):
-                print(*(f"{path}  {prompt}" for path in paths), sep="\n", flush=True)
+                print(f"{prompt}:", *paths, sep="\n  ")
+            lasts = side_by_side([paths[-1] for paths in made], DATA_DIR / "demo.png")
+            print(f"\nthe last of each, side by side:\n  {lasts}\n", flush=True)
     except Problem as problem:
         print(f"demo: {problem}", file=sys.stderr)
         return 1
