@@ -61,5 +61,5 @@ def test_held_out_wordings_draw_the_concept_they_name() -> None:
     from train_demo.evaluate import Reference, load_checkpoint, retrieval
 
     figures = retrieval(load_checkpoint(MAIN), Reference.load(DEMO / "reference.npz"), count=48)
-    assert figures["rank 5"] >= 0.5, figures
+    assert figures["rank 5"] >= 0.6, figures
     assert figures["shuffled, rank 5"] <= 0.15, figures
