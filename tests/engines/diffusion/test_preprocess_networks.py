@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sd_cloud.engines.diffusion import preprocess_pose
+from sd_cloud.engines.diffusion import preprocess_dwpose, preprocess_pose
 from sd_cloud.engines.diffusion.preprocess import Detection, Pixels, detect
 from sd_cloud.engines.diffusion.preprocess_loading import Bench, _loaded
 from sd_cloud.engines.diffusion.preprocess_pose import Box
@@ -77,7 +77,14 @@ def tensors(name: str) -> dict[str, torch.Tensor]:
     return made
 
 
-POSES = {"openpose", "openpose_face", "openpose_faceonly", "openpose_hand", "openpose_full"}
+POSES = {
+    "openpose",
+    "openpose_face",
+    "openpose_faceonly",
+    "openpose_hand",
+    "openpose_full",
+    "dw_openpose_full",
+}
 
 #: What random weights give them lies within one level; ``hed`` and ``test_preprocess.py`` show the rest.
 IN_LEVELS = {"hed_safe", "scribble_hed", "softedge_teed", "softedge_anyline"}
@@ -219,3 +226,49 @@ def test_edges_follow_the_picture_when_they_are_not_put_into_levels(settings: Se
     write("TEED/7_model.pth", settings)
     made = detect(MODULES["softedge_teed"], picture(), Detection(SIDE, a=0), settings)
     assert len(np.unique(made)) > 2
+
+
+def whole_body(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, classes: list[float]) -> Pixels:
+    """What is drawn where a detector sees one thing in the middle, and its points lie on a diagonal."""
+    seen = np.zeros((1, 8400, 7), np.float32)
+    cell = 6400 + 1600 + 10 * 20 + 10  # the stride of 32 px, row 10 and column 10: (320, 320) px of 640
+    seen[0, cell] = [0, 0, np.log(10), np.log(10), 1.0, *classes]
+    across, down = np.zeros((1, 133, 576), np.float32), np.zeros((1, 133, 768), np.float32)
+    for point in range(133):
+        across[0, point, 4 * point + 2], down[0, point, 5 * point + 2] = 0.9, 0.8
+    networks = {"yolox_l": lambda values: [seen], "dw-ll_ucoco_384": lambda values: [across, down]}
+    monkeypatch.setattr(preprocess_dwpose, "session", lambda path: networks[path.stem])
+    for file in NETWORK_FILES["dw_openpose_full"]:
+        path = settings.folders.annotators[0] / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return run("dw_openpose_full", settings, picture(128, 128), 128)
+
+
+def test_dwpose_draws_the_points_of_who_the_detector_sees(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    drawn = whole_body(monkeypatch, settings, classes=[0.9, 0.0])
+    # The box is 64 px around (64, 64); a quarter more and the network's form make 80 x 106.7 px of it.
+    left, top = 64 - 40, 64 - 160 / 3
+    for point, colour in ((23 + 60, (255, 255, 255)), (132, (0, 0, 255))):
+        x, y = left + (4 * point + 2) / 576 * 80, top + (5 * point + 2) / 768 * 320 / 3
+        assert tuple(drawn[int(y), int(x)]) == colour
+
+
+def test_dwpose_looks_at_the_whole_picture_where_only_other_things_are(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    person = whole_body(monkeypatch, settings, classes=[0.9, 0.0])
+    thing = whole_body(monkeypatch, settings, classes=[0.0, 0.9])
+    assert thing.any() and (thing != person).any()
+    assert not whole_body(monkeypatch, settings, classes=[0.05, 0.05]).any()
+
+
+def test_a_file_that_is_no_onnx_network_is_named(settings: Settings) -> None:
+    for file in NETWORK_FILES["dw_openpose_full"]:
+        path = settings.folders.annotators[0] / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointBroken, match=r"yolox_l\.onnx is not an ONNX network"):
+        run("dw_openpose_full", settings, picture())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from sd_cloud.engines.diffusion import (
     preprocess_depth_anything,
+    preprocess_dwpose,
     preprocess_hed,
     preprocess_lineart,
     preprocess_midas,
@@ -58,6 +59,7 @@ NETWORKS: Mapping[str, Network] = {
     "normal_bae": _plain(preprocess_normal_bae.normals),
     "depth_anything": lambda bench, image, how: preprocess_depth_anything.depth(bench, image, second=False),
     "depth_anything_v2": lambda bench, image, how: preprocess_depth_anything.depth(bench, image, second=True),
+    "dw_openpose_full": _plain(preprocess_dwpose.pose),
     "openpose": _pose(),
     "openpose_face": _pose(face=True),
     "openpose_faceonly": _pose(body=False, face=True),

@@ -281,6 +281,7 @@ NETWORK_FILES: Mapping[str, tuple[str, ...]] = {
     "normal_bae": ("normal_bae/scannet.pt",),
     "depth_anything": ("depth_anything/depth_anything_vitl14.pth",),
     "depth_anything_v2": ("depth_anything_v2/depth_anything_v2_vitl.safetensors",),
+    "dw_openpose_full": ("openpose/yolox_l.onnx", "openpose/dw-ll_ucoco_384.onnx"),
     "openpose": (_BODY,),
     "openpose_face": (_BODY, _FACE_POINTS),
     "openpose_faceonly": (_BODY, _FACE_POINTS),
