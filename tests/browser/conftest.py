@@ -55,9 +55,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield World(url, data_dir, links="", default_checkpoint="emoji")
 
 
-@pytest.fixture
+@pytest.fixture(scope="package")
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A person's browser; another context is another person's."""
+    """One person's browser, which keeps the page's scripts. Another context is another person's."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, locale="en-US")
     context.set_default_timeout(WAIT_MILLISECONDS)
     with context:
@@ -65,8 +65,9 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def page(context: BrowserContext) -> Page:
-    return context.new_page()
+def page(context: BrowserContext) -> Iterator[Page]:
+    with context.new_page() as page:
+        yield page
 
 
 @pytest.fixture

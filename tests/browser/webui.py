@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,8 @@ from playwright.sync_api import FilePayload, FrameLocator, Locator, Page, expect
 #: What the demo checkpoints are to be asked with (demo/MODEL_CARD.md), small enough for a second.
 SMALL: dict[str, float] = {"Width": 64, "Height": 64, "CFG scale": 3, "Seed (-1: random)": 3}
 
+#: Where the page hears what its events came to, and how long what it asks at first may take.
+STREAM, LOAD_SECONDS = "/gradio_api/queue/data", 30
 #: A drop that the browser's own code sends; Playwright has none.
 DROP = """({selector, base64}) => {
   const bytes = Uint8Array.from(atob(base64), (one) => one.charCodeAt(0));
@@ -30,8 +33,17 @@ class WebUI:
         self.kind = "txt2img"
 
     def opened(self) -> WebUI:
+        """Go to the page, and wait until it has what a loaded page asks for: it fills in fields."""
+        told: list[str] = []
+        for end in ("requestfinished", "requestfailed"):  # the page hangs up once it was told all
+            self.page.on(end, lambda request: told.append(request.url) if STREAM in request.url else None)
         self.page.goto(self.url)
         expect(self.page.get_by_role("tab", name="txt2img")).to_be_visible()
+        deadline = time.monotonic() + LOAD_SECONDS
+        while not told and time.monotonic() < deadline:
+            self.page.wait_for_timeout(50)
+        assert told, f"{self.url} was not loaded within {LOAD_SECONDS} s"
+        self.kind = "txt2img"
         return self
 
     # -- the form ---------------------------------------------------------------------------------

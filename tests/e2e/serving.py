@@ -18,7 +18,7 @@ import httpx
 
 from tests.e2e.world import GOLDEN
 
-START_SECONDS = 120
+START_SECONDS = 240
 
 
 def golden_data_dir(root: Path) -> Path:

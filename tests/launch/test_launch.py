@@ -180,6 +180,30 @@ def test_a_config_that_cannot_be_read_is_told_in_a_sentence(tmp_path: Path) -> N
     assert "config.json" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--data-dir", "{file}"), "--data-dir: {file} can't be used"),
+        (("--state-dir", "{file}"), "--state-dir: {file} can't be used"),
+        (
+            ("--tls-certfile", "{file}x", "--tls-keyfile", "{file}"),
+            "--tls-certfile: there is no file {file}x",
+        ),
+        (("--tls-certfile", "{file}", "--tls-keyfile", "{file}"), "are no certificate and its key"),
+    ],
+)
+def test_a_folder_or_file_that_cannot_be_used_is_told_in_a_sentence(
+    tmp_path: Path, flags: tuple[str, ...], sentence: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("neither a folder nor a certificate")
+    given = [one.format(file=file) for one in flags]
+    own = ["--port", "0", "--nowebui", "--data-dir", str(tmp_path / "d"), "--state-dir", str(tmp_path / "s")]
+    done = command("launch", *own, *given)
+    assert done.returncode == 1
+    assert sentence.format(file=file) in done.stderr and "Traceback" not in done.stderr
+
+
 def test_answers_on_a_kept_connection_do_not_wait_for_the_other_sides_acknowledgement(tmp_path: Path) -> None:
     """asyncio sets TCP_NODELAY on what is accepted here, and only for this protocol number."""
     with _listen(settings_below(tmp_path, port=0)) as listener:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -52,7 +53,8 @@ def launch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         listener = _listen(settings)
         settings = replace(settings, port=listener.getsockname()[1])  # --port 0 takes a free one
-        token, fresh = made_token(settings)
+        _check_certificate(settings)
+        token, fresh = _token(settings)
         url = _url(settings)
         _tell_auth(settings, url, token if fresh else None)
         app = _build(settings)
@@ -61,6 +63,33 @@ def launch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return 1
     _serve(app, settings, listener, url, stop)
     return 0
+
+
+def _token(settings: Settings) -> tuple[str | None, bool]:
+    try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return made_token(settings)
+    except OSError as error:
+        raise OSError(
+            f"--state-dir: {settings.state_dir} can't be used ({error.strerror}); "
+            "give a local folder that this user may write to"
+        ) from error
+
+
+def _check_certificate(settings: Settings) -> None:
+    """Raises OSError with a sentence; uvicorn would only find out once it serves."""
+    if settings.tls_certfile is None or settings.tls_keyfile is None:
+        return
+    for flag, path in (("--tls-certfile", settings.tls_certfile), ("--tls-keyfile", settings.tls_keyfile)):
+        if not path.is_file():
+            raise OSError(f"{flag}: there is no file {path}")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certfile, settings.tls_keyfile)
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        raise OSError(
+            f"--tls-certfile: {settings.tls_certfile} and {settings.tls_keyfile} are no certificate "
+            f"and its key ({error})"
+        ) from error
 
 
 def _build(settings: Settings) -> FastAPI:

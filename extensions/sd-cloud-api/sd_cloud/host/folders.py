@@ -21,8 +21,18 @@ def make_folders(settings: Settings) -> None:
     """Make what is missing of the webui's folders, ``config.json`` and ``styles.csv``.
 
     A folder that a flag put elsewhere and that is not there is made too: the webui does so.
-    Raises OSError where the data dir can't be written.
+    Raises OSError with a sentence where the data dir can't be written.
     """
+    try:
+        _make_folders(settings)
+    except OSError as error:
+        raise OSError(
+            f"--data-dir: {settings.data_dir} can't be used ({error.filename}: {error.strerror}); "
+            "give a folder that this user may write to"
+        ) from error
+
+
+def _make_folders(settings: Settings) -> None:
     folders = [settings.data_dir / "extensions", *(settings.outputs_dir / name for name in OUTPUTS)]
     for field in fields(settings.folders):
         folders += getattr(settings.folders, field.name)

@@ -14,7 +14,7 @@ import gradio as gr
 from PIL import Image
 
 from sd_cloud.engines.diffusion.styles import read_styles
-from sd_cloud.errors import NotAllowed, ServiceError
+from sd_cloud.errors import CheckpointNotFound, NotAllowed, ServiceError
 from sd_cloud.host.native_side import native_side
 from sd_cloud.host.options import Options
 from sd_cloud.job import Job, Kind
@@ -54,7 +54,12 @@ class Page:
     native_job: NativeJob
 
     async def job(self, kind: Kind, payload: Mapping[str, Any], request: gr.Request) -> Job:
-        """The job of a form. A person's jobs run one after the other."""
+        """The job of a form. A person's jobs run one after the other.
+
+        Raises CheckpointNotFound at once where there is none, not when the engine has been waited for.
+        """
+        if not self.service.catalogue().checkpoints:
+            raise CheckpointNotFound("no checkpoint is installed: put one into models/Stable-diffusion")
         job = await self.native_job(kind, payload, owner=owner_of(request))
         return replace(job, dialect="page", order_key=order_key(request))
 

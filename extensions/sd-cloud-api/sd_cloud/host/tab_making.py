@@ -112,6 +112,12 @@ def _buttons(kind: Kind) -> _Buttons:
     return _Buttons(generate, interrupt, skip, paste, status)
 
 
+def _heard(making: asyncio.Future[Outcome]) -> None:
+    """A page that was closed meanwhile asks for no result; what became of the job is in its task."""
+    if not making.cancelled():
+        making.exception()
+
+
 def _seed_of(made: list[Made], chosen: int) -> Any:
     """The seed of the picture that is shown; a grid has its first picture's."""
     seeds = [one.seed for one in made[chosen:] if one.seed >= 0]
@@ -147,6 +153,7 @@ class _Tab:
             bar = progress_bar(self._kind, None, 0.0)
             yield {**self._buttons.while_running(True), self._buttons.status: bar, self._running: job.id}
             making = asyncio.ensure_future(self._page.service.run(job))
+            making.add_done_callback(_heard)
             async for update in self._watched(making, job.id):
                 yield update
             yield await asyncio.to_thread(self._shown, making.result())
