@@ -27,7 +27,7 @@ CHROMIUM_FLAGS = [
     "--no-first-run",
 ]
 #: Of what is waited for, on a machine that is busy with something else.
-WAIT_MILLISECONDS = 30_000
+WAIT_MILLISECONDS = 90_000
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,7 +51,8 @@ def browser() -> Iterator[Browser]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     data_dir = tmp_path_factory.mktemp("browser")
     folders = ("--ckpt-dir", str(MODELS / "Stable-diffusion"), "--lora-dir", str(MODELS / "Lora"))
-    with standalone(data_dir, *folders, "--filebrowser", with_page=True) as url:
+    state = ("--state-dir", str(data_dir / "state"))
+    with standalone(data_dir, *folders, *state, "--filebrowser", with_page=True) as url:
         yield World(url, data_dir, links="", default_checkpoint="emoji")
 
 

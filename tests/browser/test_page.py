@@ -19,7 +19,8 @@ PAGES = {"Jobs": "jobs", "Files": "files", "Settings": "settings"}
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A service that asks for a token, hides tabs and has no checkpoint."""
     data_dir = tmp_path_factory.mktemp("guarded")
-    flags = ("--token", "secret", "--always-hide-tabs", "Extras", "PNG Info", "settings")
+    state = ("--state-dir", str(data_dir / "state"))
+    flags = (*state, "--token", "secret", "--always-hide-tabs", "Extras", "PNG Info", "settings")
     with standalone(data_dir, *flags, with_page=True, until="/healthz") as url:
         yield World(url, data_dir, links="")
 
@@ -111,4 +112,4 @@ def test_behind_a_token_the_page_asks_for_it_and_then_serves_its_tabs(
         webui.write("a red apple")
         webui.press("Generate")
         expect(webui.told()).to_contain_text("no checkpoint is installed")
-        expect(webui.frame("Jobs").locator("#jobs")).to_contain_text("no checkpoint is installed")
+        expect(webui.frame("Jobs").locator("#jobs")).to_contain_text("No jobs yet.")

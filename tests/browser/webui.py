@@ -14,7 +14,7 @@ from playwright.sync_api import FilePayload, FrameLocator, Locator, Page, expect
 SMALL: dict[str, float] = {"Width": 64, "Height": 64, "CFG scale": 3, "Seed (-1: random)": 3}
 
 #: Where the page hears what its events came to, and how long what it asks at first may take.
-STREAM, LOAD_SECONDS = "/gradio_api/queue/data", 30
+STREAM, LOAD_SECONDS = "/gradio_api/queue/data", 90
 #: A drop that the browser's own code sends; Playwright has none.
 DROP = """({selector, base64}) => {
   const bytes = Uint8Array.from(atob(base64), (one) => one.charCodeAt(0));

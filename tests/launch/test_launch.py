@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -62,7 +63,11 @@ def service(folder: Path, *flags: str, step_seconds: float = 0.0) -> Iterator[Ru
             stderr=err,
             stdout=told,
             text=True,
-            env={"PAINT_STEP_SECONDS": str(step_seconds), "PATH": "/usr/bin:/bin"},
+            env={
+                "PAINT_STEP_SECONDS": str(step_seconds),
+                "PATH": "/usr/bin:/bin",
+                "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # the checkout under test
+            },
         )
     try:
         yield Running(process, _address(process, log), log, out)
@@ -112,6 +117,22 @@ def test_ctrl_c_is_an_orderly_stop_too(tmp_path: Path) -> None:
     with service(tmp_path) as running:
         assert running.get("/healthz").status_code == 200
         assert running.stop(signal.SIGINT) == 0
+    assert "Traceback" not in running.log.read_text()
+
+
+def test_a_second_ctrl_c_cancels_the_running_job_and_answers_its_caller(tmp_path: Path) -> None:
+    with service(tmp_path, step_seconds=0.2) as running:
+        answers: list[httpx.Response] = []
+        asked = threading.Thread(target=lambda: answers.append(running.post({"steps": 150})))
+        asked.start()
+        _until_running(running)
+        running.process.send_signal(signal.SIGINT)
+        while "stopping" not in running.log.read_text():
+            time.sleep(0.05)
+        assert not answers, "the first one waits for the job"
+        assert running.stop(signal.SIGINT) == 0
+        asked.join()
+    assert answers[0].status_code == 409 and "cancel" in answers[0].text
     assert "Traceback" not in running.log.read_text()
 
 

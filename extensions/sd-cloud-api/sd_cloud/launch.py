@@ -199,23 +199,47 @@ def _serve(app: FastAPI, settings: Settings, listener: socket.socket, url: str, 
 
 
 class _Server(uvicorn.Server):
-    """Drains the service while uvicorn waits for the answers that depend on it."""
+    """Drains the service while uvicorn waits for the answers that depend on it.
+
+    A second signal ends the waiting: the running job is cancelled, its caller is answered, and the
+    exit is an orderly one. A third Ctrl-C is uvicorn's own, which leaves everything as it is.
+    """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, drain_seconds: float, url: str) -> None:
         super().__init__(config)
         self._app = app
         self._drain_seconds = drain_seconds
         self._url = url
+        self._hurry: asyncio.Event | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             log.info("serving on %s", self._url)
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._hurry is not None and not self._hurry.is_set():
+            self._hurry.set()
+        else:
+            super().handle_exit(sig, frame)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        service = self._app.state.sd_cloud
-        log.info("stopping: a running job has up to %g seconds", self._drain_seconds)
-        draining = asyncio.create_task(service.stop(self._drain_seconds))
+        self._hurry = asyncio.Event()
+        log.info(
+            "stopping: a running job has up to %g seconds; a second signal cancels it", self._drain_seconds
+        )
+        draining = asyncio.create_task(self._drain(self._hurry))
         await super().shutdown(sockets)
         await draining
         log.info("stopped")
+
+    async def _drain(self, hurry: asyncio.Event) -> None:
+        service = self._app.state.sd_cloud
+        stopping = asyncio.create_task(service.stop(self._drain_seconds))
+        hurrying = asyncio.create_task(hurry.wait())
+        await asyncio.wait({stopping, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        if not stopping.done():
+            log.info("stopping now: the running job is cancelled")
+            stopping.cancel()
+            await service.stop()

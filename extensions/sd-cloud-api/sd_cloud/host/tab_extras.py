@@ -12,6 +12,7 @@ from sd_cloud.dialects.sdapi_models import ExtrasSingleImageRequest
 from sd_cloud.errors import ServiceError
 from sd_cloud.host.i18n import said, word
 from sd_cloud.host.page import SIDE_BY_SIDE, Page, as_base64, order_key, owner_of, page_file, told
+from sd_cloud.host.picture_field import picture_field
 from sd_cloud.job import Job, Target
 
 #: What there always is that makes a picture larger.
@@ -23,7 +24,7 @@ def extras_tab(page: Page) -> gr.Image:
     names = [one.name for one in page.service.catalogue().upscalers] or ["None"]
     with gr.Row():
         with gr.Column(min_width=300):
-            picture = gr.Image(
+            picture = picture_field(
                 label=word("source"), type="pil", sources=["upload", "clipboard"], elem_id="extras_image"
             )
             scale = gr.Slider(1, 8, 2, step=0.05, label=word("upscale_by"), elem_id="extras_scale")

@@ -15,6 +15,7 @@ from PIL import Image
 from sd_cloud.dialects.sdapi_checks import LATENT_UPSCALE_MODES
 from sd_cloud.host.i18n import word
 from sd_cloud.host.page import SIDE_BY_SIDE, Fresh, Page, as_base64
+from sd_cloud.host.picture_field import picture_field
 from sd_cloud.host.tab_making_networks import controlnet_fields, prompt_pickers, with_unit
 from sd_cloud.job import Kind
 
@@ -109,7 +110,7 @@ def _pictures(fields: dict[str, Component]) -> gr.Tabs:
     file = {"type": "pil", "image_mode": "RGB", "sources": ["upload", "clipboard"], "height": 300}
     with gr.Tabs() as tabs:
         with gr.Tab(word("source"), id=SOURCE) as first:
-            fields[SOURCE] = gr.Image(label=word("source"), elem_id="img2img_image", **file)
+            fields[SOURCE] = picture_field(label=word("source"), elem_id="img2img_image", **file)
         with gr.Tab(word("inpaint"), id=EDITED) as second:
             fields[EDITED] = gr.ImageEditor(
                 label=word("mask_picture"),
@@ -121,8 +122,10 @@ def _pictures(fields: dict[str, Component]) -> gr.Tabs:
                 elem_id="img2img_inpaint",
             )
         with gr.Tab(word("upload_mask"), id=UPLOADED) as third, gr.Row():
-            fields[UPLOADED] = gr.Image(label=word("source"), elem_id="img2img_upload", **file)
-            fields[MASK] = gr.Image(label=word("mask"), elem_id="img2img_mask", **{**file, "image_mode": "L"})
+            fields[UPLOADED] = picture_field(label=word("source"), elem_id="img2img_upload", **file)
+            fields[MASK] = picture_field(
+                label=word("mask"), elem_id="img2img_mask", **{**file, "image_mode": "L"}
+            )
     for tab, name in zip((first, second, third), INPUTS, strict=True):
         tab.select(partial(str, name), None, opened, api_visibility="private", show_progress="hidden")
     fields["resize_mode"] = gr.Radio(

@@ -12,6 +12,7 @@ from sd_cloud.engines.diffusion.controlnet_units import CONTROL_MODES, RESIZE_MO
 from sd_cloud.engines.diffusion.preprocess_table import module_list
 from sd_cloud.host.i18n import word
 from sd_cloud.host.page import SIDE_BY_SIDE, Fresh, Page, as_base64
+from sd_cloud.host.picture_field import picture_field
 from sd_cloud.job import Kind
 
 #: Form fields of the unit begin with this; what follows is the unit's own field.
@@ -53,7 +54,9 @@ def controlnet_fields(fields: dict[str, Component], page: Page, kind: Kind) -> F
     with gr.Accordion("ControlNet", open=False):
         fields[f"{UNIT}enabled"] = gr.Checkbox(False, label=word("enable"), elem_id=f"{kind}_controlnet")
         with gr.Row():
-            fields[f"{UNIT}image"] = gr.Image(label=word("picture"), type="pil", image_mode="RGB", height=240)
+            fields[f"{UNIT}image"] = picture_field(
+                label=word("picture"), type="pil", image_mode="RGB", height=240
+            )
             with gr.Column():
                 modules = module_list()["module_list"]
                 fields[f"{UNIT}module"] = gr.Dropdown(modules, value="none", label=word("preprocessor"))

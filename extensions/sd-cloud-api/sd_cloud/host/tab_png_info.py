@@ -10,6 +10,7 @@ import gradio as gr
 from PIL import Image
 
 from sd_cloud.host.i18n import said, word
+from sd_cloud.host.picture_field import picture_field
 from sd_cloud.host.tab_making import MakingTab, pasted
 from sd_cloud.host.tab_making_form import INPUT, SOURCE
 from sd_cloud.outputs.png import geninfo
@@ -20,7 +21,7 @@ def png_info_tab(txt2img: MakingTab, img2img: MakingTab, tabs: gr.Tabs) -> None:
     with gr.Row():
         with gr.Column(min_width=300):
             # As the file that was sent: a decoded picture no longer has its texts.
-            picture = gr.Image(
+            picture = picture_field(
                 label=word("source"), type="filepath", sources=["upload"], elem_id="pnginfo_image"
             )
         with gr.Column(min_width=300):

@@ -46,8 +46,10 @@ def read_pickle(path: Path) -> Any:
             "Convert it to .safetensors where you trust it"
         ) from error
     except Exception as error:  # garbage trips the unpickler in a dozen ways
-        fact = (str(error) or type(error).__name__).splitlines()[0][:300]
-        raise CheckpointBroken(f"{path.name} cannot be read: {fact}") from error
+        fact = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        raise CheckpointBroken(
+            f"{path.name} is no torch file, or a damaged one: it cannot be read ({fact})"
+        ) from error
 
 
 def _read_safetensors(path: Path) -> Tensors:
