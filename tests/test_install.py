@@ -72,7 +72,10 @@ def test_the_pins_are_what_these_tests_run_on() -> None:
 
 #: Modules of hosts and platforms that are not ours to install, of optional packages, and of clients
 #: that tests pin in an environment of their own.
-NOT_OURS = {"modules", "launch", "tests", "sd_cloud", "xformers", "ray", "spandrel", "eas_prediction"}
+NOT_OURS = {
+    *("modules", "launch", "modules_forge", "backend"),
+    *("tests", "sd_cloud", "xformers", "ray", "spandrel", "redis", "eas_prediction"),
+}
 
 
 @pytest.mark.parametrize(
