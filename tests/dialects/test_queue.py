@@ -420,6 +420,37 @@ async def test_a_returned_message_goes_to_another_consumer(server: Served, sende
             assert await received(two) == b"1"
 
 
+async def test_a_returned_message_may_say_why_in_a_form(
+    server: Served, sender: Sender, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "sd_cloud.dialects.queue")
+    await sender.put(b"1")
+    async with watch(server, uid="one") as one, watch(server, uid="two") as two:
+        assert b"1" in {await received(one)}
+        why = {"_code_": "507", "_reason_": "no room & no time"}
+        headers = {"X-EAS-QueueService-Redis-Uid": "one", "X-EAS-QueueService-Redis-Gid": "eas"}
+        query = {"_index_": str(sender.indexes[b"1"]), "_negative_": "true"}
+        answer = await sender.client.put(SINK, params=query, data=why, headers=headers)
+        assert answer.text == "OK"
+        assert await received(two) == b"1"
+    assert "eas.one returns messages" in caplog.text and "507 no room & no time" in caplog.text
+
+
+async def test_a_queue_that_is_ended_by_force_lets_its_consumers_go_at_once(
+    server: Served, sender: Sender
+) -> None:
+    await sender.put(b"1", b"2")
+    async with watch(server, _window_=1) as socket:
+        assert await received(socket) == b"1"
+        await sender.client.post(SINK, params={"_eos_": "true", "_force_": "true"})
+        await sender.commit(b"1")  # also when it still had something to do
+        with pytest.raises(websockets.exceptions.ConnectionClosedOK):
+            while await asyncio.wait_for(socket.recv(), 20):
+                pass
+    refused = await sender.client.post(SINK, content=b"3")
+    assert refused.status_code == 409 and refused.json()["code"] == "queue_ended"
+
+
 async def test_an_ended_queue_lets_its_consumers_go_when_they_have_had_all(
     server: Served, sender: Sender
 ) -> None:

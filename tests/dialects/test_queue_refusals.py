@@ -126,5 +126,8 @@ async def test_a_route_of_another_dialect_can_be_queued(world: Native, route: st
         assert message == "" and data["status"] == "succeeded", data
         link = httpx.URL(data["ossUrl"][0]).raw_path.decode()
         assert (await world.client.get(link)).status_code == 200
+        told = {**body, "callback_url": "https://example.com/told"}
+        message, data = await asyncio.wait_for(answered(world, route, told), 20)
+        assert message == "400" and data["message"].startswith("callback_url: ")
     else:
         assert message == "404"

@@ -87,6 +87,10 @@ class _Making:
             job = await self._job(kind, await json_body(request), owner=caller.owner)
             outer = replaying.get()
             if outer is not None:  # a queued request holds its task and its slot already
+                if job.callback_url is not None:
+                    raise errors.BadRequest(
+                        "a queued request is told of by its message in the sink", field="callback_url"
+                    )
                 outcome = await self._service.run(job)
                 return await self._made(outer.job.id, outcome, caller.owner)
             request.scope["sd_cloud.job"] = job.id
