@@ -221,7 +221,7 @@ async def test_other_refusals_have_dashscopes_own_codes(world: Native) -> None:
     assert (unknown.status_code, unknown.json()["code"]) == (404, "ModelNotFound")
     blocking = await world.client.post(SUBMIT, json=GUIDE)
     assert (blocking.status_code, blocking.json()["code"]) == (403, "AccessDenied")
-    for body in (b"", b"[]", b"{"):
+    for body in (b"", b"[]", b"{", b"[" * 100_000):
         assert (await world.client.post(SUBMIT, content=body, headers=ASYNC)).json()[
             "code"
         ] == "InvalidParameter"

@@ -82,7 +82,14 @@ async def test_only_post_routes_of_the_app_are_taken_and_never_the_queue_itself(
 
 
 async def test_a_body_that_is_not_json_is_answered_and_takes_no_turn(world: Native) -> None:
-    for body in (b"", b"not json", b"\xff\xfe\x00", b"[" * 4000, b'{"steps": NaN}'):
+    for body in (
+        b"",
+        b"not json",
+        b"\xff\xfe\x00",
+        b"[" * 4000,
+        b'{"alwayson_scripts":' * 300,
+        b'{"steps": NaN}',
+    ):
         message, _ = await answered(world, "sdapi/v1/txt2img", body)
         assert message in ("400", "422"), body[:20]
     assert not world.engine.started
@@ -126,8 +133,5 @@ async def test_a_route_of_another_dialect_can_be_queued(world: Native, route: st
         assert message == "" and data["status"] == "succeeded", data
         link = httpx.URL(data["ossUrl"][0]).raw_path.decode()
         assert (await world.client.get(link)).status_code == 200
-        told = {**body, "callback_url": "https://example.com/told"}
-        message, data = await asyncio.wait_for(answered(world, route, told), 20)
-        assert message == "400" and data["message"].startswith("callback_url: ")
     else:
         assert message == "404"

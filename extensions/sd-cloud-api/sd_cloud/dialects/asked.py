@@ -100,7 +100,7 @@ async def json_body(request: Request) -> dict[str, Any]:
     body = await request.body()
     try:
         given = await asyncio.to_thread(json.loads, body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}", field="body") from None
     if not isinstance(given, dict):
         raise BadRequest("the body is not a JSON object", field="body")
@@ -136,6 +136,6 @@ def callback_beside(tags: Mapping[str, str], body: bytes) -> str | None:
         return None
     try:
         given = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # its route says what is wrong with it
     return callback_in(given.get("callback_url")) if isinstance(given, dict) else None

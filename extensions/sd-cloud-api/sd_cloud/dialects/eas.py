@@ -132,7 +132,7 @@ async def _scripts_of(body: bytes) -> dict[str, Any] | None:
         return None
     try:
         parsed = await asyncio.to_thread(json.loads, body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # the native handler says what is wrong with it
     scripts = parsed.get("alwayson_scripts") if isinstance(parsed, dict) else None
     return scripts if isinstance(scripts, dict) else None

@@ -87,10 +87,6 @@ class _Making:
             job = await self._job(kind, await json_body(request), owner=caller.owner)
             outer = replaying.get()
             if outer is not None:  # a queued request holds its task and its slot already
-                if job.callback_url is not None:
-                    raise errors.BadRequest(
-                        "a queued request is told of by its message in the sink", field="callback_url"
-                    )
                 outcome = await self._service.run(job)
                 return await self._made(outer.job.id, outcome, caller.owner)
             request.scope["sd_cloud.job"] = job.id
@@ -216,7 +212,7 @@ def _answered(outcome: Outcome) -> dict[str, Any]:
     assert outcome.reply is not None
     try:
         said = json.loads(outcome.reply.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if outcome.info and not (isinstance(said, dict) and "info" in said):
         return {}  # a route that made pictures and answers in words of its own: they are told as always

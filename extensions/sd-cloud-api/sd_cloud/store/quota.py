@@ -64,7 +64,7 @@ def pictures_asked_for(job: Job) -> int:
             return 0
         try:
             body = json.loads(base64.b64decode(job.payload["body"]))
-        except ValueError:
+        except (ValueError, RecursionError):
             return 0  # its route refuses it
         return _count(body) if isinstance(body, dict) else 0
     return 1 if job.kind == "extras" else _count(job.payload)
