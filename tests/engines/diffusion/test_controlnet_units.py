@@ -224,3 +224,12 @@ def test_what_a_unit_says_and_nothing_is_done_with_is_named() -> None:
     (said,) = unit_remarks({"alwayson_scripts": {"ControlNet": {"args": units}}})
     assert said == "alwayson_scripts.controlnet.args[0]: not used: wieght, loopback"
     assert unit_remarks({}) == []
+
+
+def test_a_union_model_is_listed_under_each_type_it_is_for() -> None:
+    union = ModelFile(
+        "controlnet-union-promax [12345678]", "/x/u.safetensors", {"stem": "controlnet-union-promax"}
+    )
+    types = control_types((union,))["control_types"]
+    assert union.name in types["Canny"]["model_list"] and union.name in types["OpenPose"]["model_list"]
+    assert union.name not in types["Shuffle"]["model_list"]

@@ -31,6 +31,14 @@ _ALSO = {
     "tile": ("blur",),
 }
 
+_UNION = frozenset(
+    (
+        *("openpose", "depth", "softedge", "scribble", "canny", "lineart", "mlsd", "normalmap"),
+        *("segmentation", "inpaint", "tile"),
+    )
+)
+"""The control types that a ControlNet Union model is listed under, too."""
+
 __all__ = ["control_types", "detect_images", "model_list", "module_list", "settings_answer", "version"]
 
 
@@ -61,7 +69,7 @@ def _control_type(tag: str, models: Sequence[ModelFile]) -> dict[str, Any]:
     if tag == "All":
         shown = [one.shown for one in modules]
         return {"module_list": shown, "model_list": names, "default_option": "none", "default_model": "None"}
-    words = (tag.lower(), *_ALSO.get(tag.lower(), ()))
+    words = (tag.lower(), *_ALSO.get(tag.lower(), ()), *(("union",) if tag.lower() in _UNION else ()))
     fitting = [name for name in names if name == "None" or any(word in name.lower() for word in words)]
     own = [one.shown for one in modules if tag in one.tags or one.name == "none"]
     newest = next((name for name in fitting if "11" in name.split("[")[0]), None)
