@@ -22,6 +22,7 @@ from tests.store import postgres
 
 JOBS_PER_LIFE = 6
 LONGEST_LIFE_SECONDS = 0.3
+LONGEST_UP_SECONDS = 0.9
 DRAIN_SECONDS = 100
 
 
@@ -61,12 +62,17 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
         yield url
 
 
-def live_and_die(context: ForkServerContext, life: Life, told: Told, dies_after: float | None) -> int | None:
-    """One life; its exit code. ``dies_after``: seconds from its birth to its ``kill -9``."""
+def live_and_die(
+    context: ForkServerContext, life: Life, told: Told, dies_after: float | None, *, grown_up: bool = False
+) -> int | None:
+    """One life; its exit code. ``dies_after``: seconds from its birth to its ``kill -9``, or from when
+    it was up (``grown_up``): a busy machine takes long to get there."""
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=live, args=(life, there))
     process.start()
     there.close()
+    if grown_up and here.poll(DRAIN_SECONDS):
+        told.hear(*here.recv())
     if dies_after is not None:
         time.sleep(dies_after)
         process.kill()
@@ -98,11 +104,12 @@ async def test_fifty_kills_lose_no_accepted_task_and_no_finished_result(
     moments = random.Random(20240607)
     seeds = itertools.count()
     told = Told()
-    for _ in range(kills):
+    for number in range(kills):
         jobs = tuple(job("a cat", next(seeds)) for _ in range(JOBS_PER_LIFE))
-        code = live_and_die(
-            nursery, Life(tmp_path, database_url, jobs), told, moments.uniform(0, LONGEST_LIFE_SECONDS)
-        )
+        grown_up = number % 3 > 0
+        moment = moments.uniform(0, LONGEST_LIFE_SECONDS if not grown_up else LONGEST_UP_SECONDS)
+        life = Life(tmp_path, database_url, jobs)
+        code = live_and_die(nursery, life, told, moment, grown_up=grown_up)
         assert code == -signal.SIGKILL
     assert live_and_die(nursery, Life(tmp_path, database_url, (), drains=True), told, None) == 0
     store, tasks = await records(tmp_path, database_url)
