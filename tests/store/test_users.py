@@ -119,6 +119,18 @@ async def test_odd_names_are_refused(admin: Administration, name: object) -> Non
         await admin.add(name, {})
 
 
+async def test_the_first_and_the_last_user_are_noticed_whoever_adds_and_removes_them(
+    admin: Administration, table: UserTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sd_cloud.access.users.NOBODY_SECONDS", -1.0)
+    known = Users(table)
+    assert not await known.any()
+    await admin.add("ben", {})
+    assert await known.any()
+    await admin.remove("ben")
+    assert not await known.any()
+
+
 async def test_a_name_is_taken_once(admin: Administration) -> None:
     await admin.add("ben", {})
     with pytest.raises(BadRequest, match="already"):

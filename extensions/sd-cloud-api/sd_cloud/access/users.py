@@ -25,7 +25,7 @@ SHORTEST_PASSWORD = 8
 TOKEN_SECONDS = 30 * 86400.0
 #: A name is part of folder names and links.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
-#: How long "there is no user" holds: another process may have added the first.
+#: How long it holds whether there is a user: another process may add the first, or remove the last.
 NOBODY_SECONDS = 2.0
 #: A password is checked at once; more of them wait, so that guessing costs no memory.
 CHECKED_AT_ONCE = 2
@@ -61,7 +61,7 @@ class Users:
         self._checking = asyncio.Semaphore(CHECKED_AT_ONCE)
 
     async def any(self) -> bool:
-        if not self._somebody and time.monotonic() > self._nobody_until:
+        if time.monotonic() > self._nobody_until:
             self._somebody = await self.table.any()
             self._nobody_until = time.monotonic() + NOBODY_SECONDS
         return self._somebody
