@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 
 from scripts.fidelity.compare import Row
@@ -28,8 +27,10 @@ def _golden_line(row: Row) -> str:
 def case_tables(rows: Sequence[Row]) -> str:
     """A line for each group with its least similar picture; then those that differ, one by one."""
     lines = ["| group | cases | the same | least PSNR of those, dB |", "|---|---|---|---|"]
-    for group, members in groupby(rows, key=lambda row: row.group):
-        found = list(members)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    for group, found in groups.items():
         same = [row for row in found if row.same]
         least = min((row.decibels for row in same if row.decibels is not None), default=None)
         lines.append(f"| {group} | {len(found)} | {len(same)} | {_near(least)} |")
