@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 
 from sd_cloud import errors
 from sd_cloud.engines.base import EngineDied
@@ -13,6 +14,7 @@ from sd_cloud.job import Job, Outcome
 from sd_cloud.service import Service, housekeeping
 from sd_cloud.store.database import in_memory
 from sd_cloud.store.memory import MemoryStore
+from sd_cloud.store.schema import tasks
 from sd_cloud.store.sql import SqlStore
 from tests.fakes import PaintEngine, colour
 
@@ -63,6 +65,13 @@ async def until(condition: Any) -> None:
             return
         await asyncio.sleep(0.002)
     raise AssertionError("it did not come about")
+
+
+async def ready(service: Service, count: int) -> None:
+    """So many jobs wait for nothing but the engine."""
+    waiting = select(func.count()).select_from(tasks).where(tasks.c.state == "pending", tasks.c.ready)
+    while await service.store.database.read(lambda c: c.execute(waiting).scalar_one()) < count:
+        await asyncio.sleep(0.002)
 
 
 async def test_a_job_comes_back_with_its_picture(service: Service) -> None:
@@ -161,7 +170,7 @@ async def test_an_interrupted_job_keeps_what_is_there(service: Service) -> None:
 async def test_higher_priority_goes_first_then_the_owner_served_longest_ago_then_age(
     service: Service, engine: PaintEngine
 ) -> None:
-    blocker = job("blocker", payload={"steps": 10, "step_seconds": 0.01}, owner="ann")
+    blocker = job("blocker", payload={"steps": 100_000, "step_seconds": 0.01}, owner="ann")
     waiting = [
         job("ann 1", owner="ann"),
         job("ann 2", owner="ann"),
@@ -171,7 +180,10 @@ async def test_higher_priority_goes_first_then_the_owner_served_longest_ago_then
     ]
     first = asyncio.create_task(service.run(blocker))
     await until(lambda: engine.started)
-    await asyncio.gather(first, *(service.run(j) for j in waiting))
+    ids = [await service.submit(j) for j in waiting]
+    await ready(service, 5)
+    await service.interrupt(blocker.id)
+    await asyncio.gather(first, *(service.result(one) for one in ids))
     order = [j.payload["prompt"] for j in engine.started]
     assert order == ["blocker", "eve urgent", "bob 1", "ann 1", "bob 2", "ann 2"]
 
@@ -204,12 +216,15 @@ async def test_jobs_of_one_order_key_never_run_at_once() -> None:
 async def test_a_job_is_overtaken_for_its_checkpoint_only_a_bounded_number_of_times(
     service: Service, engine: PaintEngine
 ) -> None:
-    blocker = job("blocker", checkpoint="first", payload={"steps": 10, "step_seconds": 0.01})
+    blocker = job("blocker", checkpoint="first", payload={"steps": 100_000, "step_seconds": 0.01})
     other = job("other", checkpoint="second")
     same = [job(f"same {i}", checkpoint="first") for i in range(10)]
     first = asyncio.create_task(service.run(blocker))
     await until(lambda: engine.started)
-    await asyncio.gather(first, service.run(other), *(service.run(j) for j in same))
+    ids = [await service.submit(j) for j in (other, *same)]
+    await ready(service, 11)
+    await service.interrupt(blocker.id)
+    await asyncio.gather(first, *(service.result(one) for one in ids))
     order = [j.payload["prompt"] for j in engine.started]
     assert order.index("other") == 5, order
 

@@ -38,7 +38,7 @@ class Live:
     @classmethod
     def of(cls, job: Job) -> Live:
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        done.add_done_callback(_retrieved)
+        done.add_done_callback(retrieved)
         return cls(job, done)
 
     @property
@@ -83,7 +83,7 @@ class Live:
 replaying: ContextVar[Live | None] = ContextVar("sd_cloud_replaying", default=None)
 
 
-def _retrieved(done: asyncio.Future[Outcome]) -> None:
+def retrieved(done: asyncio.Future[Outcome]) -> None:
     """A task nobody waits for is not an unhandled error."""
     if not done.cancelled():
         done.exception()

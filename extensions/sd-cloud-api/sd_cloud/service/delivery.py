@@ -12,7 +12,7 @@ from typing import Protocol
 from sd_cloud import errors
 from sd_cloud.engines.base import Engine, EngineDied, Report
 from sd_cloud.job import Job, Outcome, Reply
-from sd_cloud.live import Live, replaying
+from sd_cloud.live import Live, replaying, retrieved
 from sd_cloud.service.preparing import Preparing
 from sd_cloud.service.under_way import UnderWay
 from sd_cloud.store.base import Task
@@ -139,6 +139,7 @@ class Delivery:
         live.running = asyncio.ensure_future(
             self._replayed(live) if live.job.kind == "call" else self._run(live)
         )
+        live.running.add_done_callback(retrieved)  # of one that is given up nobody asks what came of it
         noting = asyncio.create_task(self._note(live))
         try:
             finished, _ = await asyncio.wait({live.running}, timeout=self._job_seconds)
