@@ -132,7 +132,7 @@ _ALL = (
         "depth_anything_v2", "", ("Depth",), weights="depth_anything_v2/depth_anything_v2_vitl.safetensors"
     ),
     Module("depth_hand_refiner", "", ("Depth",), weights="hand_refiner/graphormer_hand_state_dict.bin"),
-    Module("depth_leres", "", ("Depth",), slider_1=_NEAR, slider_2=_BACKGROUND, weights=_LERES),
+    Module("depth_leres", "", ("Depth",), slider_1=_NEAR, slider_2=_BACKGROUND, weights="leres/res101.pth"),
     Module("depth_leres++", "", ("Depth",), slider_1=_NEAR, slider_2=_BACKGROUND, weights=_LERES),
     Module("depth", "depth_midas", ("Depth",), priority=100, weights="midas/dpt_hybrid-midas-501f0c75.pt"),
     Module("depth_zoe", "", ("Depth",), weights="zoedepth/ZoeD_M12_N.pt"),
@@ -278,6 +278,7 @@ NETWORK_FILES: Mapping[str, tuple[str, ...]] = {
     "lineart_anime_denoise": ("manga_line/erika.pth",),
     "mlsd": ("mlsd/mlsd_large_512_fp32.pth",),
     **dict.fromkeys(("depth", "normal_map"), ("midas/dpt_hybrid-midas-501f0c75.pt",)),
+    "depth_leres": ("leres/res101.pth",),
     "normal_bae": ("normal_bae/scannet.pt",),
     "depth_anything": ("depth_anything/depth_anything_vitl14.pth",),
     "depth_anything_v2": ("depth_anything_v2/depth_anything_v2_vitl.safetensors",),
