@@ -106,7 +106,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=Path, help="a file that results are added to; the table has the last of each"
     )
-    parser.add_argument("--only", nargs="*", default=[], help="groups, or parts of the names of cases")
+    parser.add_argument("--only", nargs="*", default=[], help="groups, or names of cases")
     parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.name}")
     given = parser.parse_args()
     if given.what == "webui" and not given.webui:
