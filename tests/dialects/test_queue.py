@@ -232,13 +232,14 @@ async def test_search_says_how_many_are_before_and_truncating_the_input_takes_re
 ) -> None:
     world.engine.step_seconds = 0.05
     body = json.dumps({**SMALL, "steps": 1000}).encode()
-    puts = [await put(world, body, f"{PATH}/sdapi/v1/txt2img") for _ in range(3)]
+    puts = [await put(world, body, f"{PATH}/sdapi/v1/txt2img")]
 
     async def place(index: int) -> dict[str, Any]:
         return dict((await world.client.get(PATH, params={"_search_": "true", "_index_": index})).json())
 
     while not (await place(puts[0][0]))["IsPending"]:
         await asyncio.sleep(0.01)
+    puts += [await put(world, body, f"{PATH}/sdapi/v1/txt2img") for _ in range(2)]
     assert await place(puts[0][0]) == {"ConsumerId": "service", "IsPending": True, "WaitCount": 0}
     assert await place(puts[2][0]) == {"ConsumerId": "", "IsPending": False, "WaitCount": 2}
     await world.client.delete(PATH, params={"_trunc_": "true", "_index_": puts[2][0] + 1})
