@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import time
 
 import numpy as np
@@ -71,7 +72,7 @@ class WebUI:
         slider = self.tab.get_by_role("spinbutton", name=f"number input for {label}", exact=True)
         return text.or_(number).or_(slider).first
 
-    def choose(self, label: str, option: str, within: Locator | None = None) -> None:
+    def choose(self, label: str, option: str | re.Pattern[str], within: Locator | None = None) -> None:
         field = (within or self.tab).get_by_role("combobox", name=label, exact=True)
         field.click()
         self.page.get_by_role("option", name=option, exact=True).click()

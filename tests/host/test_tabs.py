@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from starlette.requests import ClientDisconnect
 
 from sd_cloud.host.i18n import WORDS
 from sd_cloud.host.tab_making_form import mask_of
@@ -146,6 +147,16 @@ async def test_with_gradio_auth_the_page_has_its_own_log_in_and_the_api_keeps_it
         # The cookie itself is for https or for browsers; httpx keeps the plain one.
         assert (await world.client.get("/config")).status_code == 200
         assert (await world.client.get("/sdapi/v1/sd-models")).status_code == 401
+
+
+async def test_a_browser_that_leaves_during_an_upload_is_no_error_of_the_service(world: Native) -> None:
+    async def leaving() -> AsyncIterator[bytes]:
+        yield b"--x\r\n"
+        raise ClientDisconnect
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    # Whatever is answered is read by nobody; what the app raised would be logged as a failure.
+    await world.client.post("/gradio_api/upload", content=leaving(), headers=headers)
 
 
 async def test_an_open_page_lets_go_when_the_service_stops(world: Native) -> None:

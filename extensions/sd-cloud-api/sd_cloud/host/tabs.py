@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 from fastapi import FastAPI
 from gradio.routes import INTERNAL_ROUTES
+from starlette.requests import ClientDisconnect
 from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sd_cloud.host.i18n import dictionary, word
 from sd_cloud.host.page import Fresh, Page
@@ -43,6 +46,8 @@ FILES_SECONDS = (3600, 24 * 3600)
 #: How often it is looked whether the service is stopping.
 LOOK_SECONDS = 0.2
 
+
+log = logging.getLogger(__name__)
 
 TABS = ("txt2img", "img2img", "extras", "png_info", "settings")
 
@@ -81,9 +86,24 @@ def mount(app: FastAPI, page: Page) -> FastAPI:
     return app
 
 
+class _Leaving:
+    """A browser that leaves in the middle of an upload is no failure of the service's."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except ClientDisconnect:
+            log.info("a browser left in the middle of %s", scope["path"])
+
+
 def _hang_up_with_the_service(app: FastAPI, page: Page) -> None:
     """End each open page's standing connection once the service stops; the server waits for them."""
-    [gradio] = [route.app for route in app.router.routes if isinstance(route, Mount)]
+    [mounted] = [route for route in app.router.routes if isinstance(route, Mount)]
+    gradio = mounted.app
+    mounted.app = _Leaving(gradio)
     inner = app.router.lifespan_context
 
     async def hang_up() -> None:
