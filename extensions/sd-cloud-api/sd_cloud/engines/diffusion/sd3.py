@@ -8,7 +8,7 @@ a tokenizer for it, T5. What a file lacks of them is taken from ``models/CLIP``,
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
@@ -68,10 +68,16 @@ class FlowTransformer(nn.Module):
         class_labels: Tensor | None = None,
         down_block_additional_residuals: tuple[Tensor, ...] | None = None,
         mid_block_additional_residual: Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
         return_dict: bool = False,
     ) -> tuple[Tensor]:
         """Velocity [N, 16, h, w] at ``timestep`` (1000 x sigma); ``class_labels`` is the pooled prompt."""
-        if down_block_additional_residuals is not None or mid_block_additional_residual is not None:
+        added = (
+            down_block_additional_residuals,
+            mid_block_additional_residual,
+            down_intrablock_additional_residuals,
+        )
+        if any(one is not None for one in added):
             raise BadRequest(
                 "ControlNet is for SD 1, SD 2 and SDXL checkpoints", field="alwayson_scripts.controlnet"
             )
