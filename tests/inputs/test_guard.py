@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sd_cloud.errors import InputRefused
 from sd_cloud.inputs import Inputs
 from sd_cloud.inputs.guard import check_pattern, names_a_place
-from sd_cloud.job import Job, Target
+from sd_cloud.job import OPERATOR, Job, Target
 from sd_cloud.roots import Roots, owner_folder
 from sd_cloud.settings import OssSettings, Settings, settings_below
 from tests.inputs.pictures import as_text
@@ -32,7 +32,7 @@ def settings(tmp_path: Path) -> Settings:
     return made
 
 
-def check(settings: Settings, save_dir: str | None = None, owner: str = "alice", **payload: Any) -> None:
+def check(settings: Settings, save_dir: str | None = None, owner: str = OPERATOR, **payload: Any) -> None:
     target = Target("eas", save_dir) if save_dir else None
     Inputs(settings).check_paths(Job("txt2img", payload, owner=owner, target=target))
 
@@ -308,12 +308,24 @@ async def test_what_was_checked_is_what_the_engine_gets(settings: Settings) -> N
 
 
 def test_one_owners_task_pictures_are_closed_to_another(settings: Settings) -> None:
-    check(settings, save_dir=f"images/{owner_folder('alice')}/x")
+    check(settings, save_dir=f"images/{owner_folder('alice')}/x", owner="alice")
     for owner in ("bob", "alice2", "Alice", "../alice", ""):
         folder = f"{settings.outputs_dir}/images/{owner_folder('alice')}"
         with pytest.raises(InputRefused, match="belongs to another user"):
             check(settings, save_dir=folder, owner=owner)
     check(settings, save_dir="pictures")
+
+
+def test_what_a_users_unit_or_script_reads_is_in_their_own_folder(settings: Settings) -> None:
+    shared, own = str(settings.outputs_dir / "shared"), str(settings.outputs_dir / "images" / "bob")
+    for name in ("batch_images", "batch_mask_dir", "input_dir"):
+        check(settings, alwayson_scripts=unit(**{name: own}), owner="bob")
+        with pytest.raises(InputRefused, match="not among your own pictures"):
+            check(settings, alwayson_scripts=unit(**{name: shared}), owner="bob")
+    with pytest.raises(InputRefused, match="not among your own pictures"):
+        check(settings, script_args=[shared], owner="bob")
+    check(settings, alwayson_scripts=unit(output_dir=shared), owner="bob")
+    check(settings, alwayson_scripts=unit(batch_images=shared), script_args=[shared])
 
 
 @given(st.text(), st.text())

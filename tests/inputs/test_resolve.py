@@ -16,7 +16,7 @@ from sd_cloud.errors import BadRequest, InputRefused, InputUnreachable, ServiceE
 from sd_cloud.inputs import Inputs
 from sd_cloud.inputs import resolve as room
 from sd_cloud.inputs.address import AddressPolicy
-from sd_cloud.job import Job, Kind
+from sd_cloud.job import OPERATOR, Job, Kind
 from sd_cloud.settings import OssSettings, Settings, settings_below
 from tests.inputs.pictures import TYPES, as_bytes, as_text
 from tests.inputs.servers import Conversation, Server, serving
@@ -42,7 +42,7 @@ def inputs(settings: Settings) -> Inputs:
 
 
 async def resolved(
-    settings: Settings, payload: dict[str, Any], kind: Kind = "img2img", owner: str = "alice"
+    settings: Settings, payload: dict[str, Any], kind: Kind = "img2img", owner: str = OPERATOR
 ) -> dict[str, Any]:
     job = Job(kind, payload, owner=owner)
     made = await inputs(settings).resolve(job)
@@ -255,9 +255,24 @@ async def test_another_owners_task_picture_is_not_read(settings: Settings) -> No
     file = settings.outputs_dir / "images" / "alice" / "t_1.png"
     file.parent.mkdir(parents=True)
     file.write_bytes(PICTURE)
-    assert (await resolved(settings, {"mask": "images/alice/t_1.png"}))["mask"] == TEXT
+    assert (await resolved(settings, {"mask": "images/alice/t_1.png"}, owner="alice"))["mask"] == TEXT
     with pytest.raises(InputRefused, match="another user"):
         await resolved(settings, {"mask": "images/alice/t_1.png"}, owner="bob")
+
+
+async def test_a_user_reads_pictures_of_their_own_folder_only(settings: Settings) -> None:
+    for place in ("txt2img-images/a.png", "images/bob/b.png"):
+        file = settings.outputs_dir / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(PICTURE)
+    (settings.outputs_dir / "images" / "bob" / "link.png").symlink_to(
+        settings.outputs_dir / "txt2img-images" / "a.png"
+    )
+    assert (await resolved(settings, {"mask": "images/bob/b.png"}, owner="bob"))["mask"] == TEXT
+    for path in ("txt2img-images/a.png", "images/bob/../../txt2img-images/a.png", "images/bob/link.png"):
+        with pytest.raises(InputRefused, match="not among your own pictures"):
+            await resolved(settings, {"mask": path}, owner="bob")
+    assert (await resolved(settings, {"mask": "txt2img-images/a.png"}, owner=OPERATOR))["mask"] == TEXT
 
 
 async def test_the_limits_hold_for_files_links_and_base64_alike(settings: Settings) -> None:

@@ -18,6 +18,8 @@ Kind = Literal["txt2img", "img2img", "extras", "call"]
 Role = Literal["image", "grid", "control_map", "mask", "mask_composite", "first_pass"]
 
 KINDS: tuple[Kind, ...] = ("txt2img", "img2img", "extras", "call")
+#: The owner of what the operator's own callers do: loopback, a configured token, `--no-auth`.
+OPERATOR = "local"
 
 
 def new_id() -> str:
@@ -56,7 +58,7 @@ class Job:
     kind: Kind
     payload: Mapping[str, Any]
     id: str = field(default_factory=new_id)
-    owner: str = "local"
+    owner: str = OPERATOR
     dialect: str = "sdapi"
     checkpoint: str | None = None
     vae: str | None = None

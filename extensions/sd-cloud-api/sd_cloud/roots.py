@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sd_cloud.errors import InputRefused
+from sd_cloud.job import OPERATOR
 from sd_cloud.settings import Settings
 
 CLOSED_FOLDERS = ("models", "embeddings", "extensions")
@@ -76,6 +77,21 @@ class Roots:
             )
         if owner is not None and not self._may(owner, place):
             raise InputRefused(f"{text} belongs to another user", field=field)
+        return place
+
+    def readable(self, path: str | Path, *, field: str, owner: str, below: Path | None = None) -> Path:
+        """`place`, for what a request reads: a user's are the pictures in their own folder.
+
+        The other output folders are shared, and whose picture is whose there no path can tell.
+        """
+        place = self.place(path, field=field, below=below, owner=owner)
+        own = self.outputs / OWNERS_FOLDER / owner_folder(owner)
+        if owner != OPERATOR and not place.is_relative_to(resolved(own)):
+            raise InputRefused(
+                f"{path} is not among your own pictures; name one below {own}, or send it as base64 "
+                "or as a link",
+                field=field,
+            )
         return place
 
     def _may(self, owner: str, place: Path) -> bool:

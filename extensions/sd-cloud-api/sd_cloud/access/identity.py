@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: The owner of what the operator's own callers do: loopback, a configured token, `--no-auth`.
-OPERATOR = "local"
+from sd_cloud.job import OPERATOR as OPERATOR
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,9 @@ PATTERN_OPTIONS = frozenset(
 #: Options that become the ending of a file's name.
 ENDING_OPTIONS = frozenset({"samples_format", "grid_format"})
 
-#: Fields of a ControlNet unit that are folders or lists of files.
-UNIT_PATHS = ("output_dir", "batch_images", "batch_mask_dir", "batch_image_files", "input_dir")
+#: Fields of a ControlNet unit that are folders or lists of files: one that is written to, and those read.
+UNIT_TARGET = "output_dir"
+UNIT_SOURCES = ("batch_images", "batch_mask_dir", "batch_image_files", "input_dir")
 
 LIMIT_PATH_CHARS = 4096
 _TOKEN = re.compile(r"\[[^\[\]]+\]")
@@ -42,16 +43,21 @@ _ABSOLUTE = re.compile(r"/|\\|~(/|$)|file:|[A-Za-z]:[/\\]", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class PathSlot:
-    """One place in a payload where a path stands; a relative one is below ``below``."""
+    """One place in a payload where a path stands; a relative one is below ``below``.
+
+    ``reads``: what is there is read, and shown to the caller in some form.
+    """
 
     container: Any
     key: Any
     field: str
     below: Path | None = None
+    reads: bool = True
 
-    @property
-    def text(self) -> str:
-        return str(self.container[self.key])
+    def place(self, roots: Roots, owner: str) -> Path:
+        """Raises InputRefused."""
+        find = roots.readable if self.reads else roots.place
+        return find(str(self.container[self.key]), field=self.field, below=self.below, owner=owner)
 
 
 def check_paths(job: Job, roots: Roots, oss: Oss, data_dir: Path) -> None:
@@ -68,10 +74,10 @@ def check_paths(job: Job, roots: Roots, oss: Oss, data_dir: Path) -> None:
     if isinstance(override, Mapping):
         check_options(override, roots, data_dir, owner=job.owner, field="override_settings")
     for slot in _slots(job.payload, data_dir):
-        roots.place(slot.text, field=slot.field, below=slot.below, owner=job.owner)
+        slot.place(roots, job.owner)
     for text, field in _script_texts(job.payload):
         if text.startswith("/") and names_a_place(text):
-            roots.place(text, field=field, owner=job.owner)
+            roots.readable(text, field=field, owner=job.owner)
         elif names_a_place(text):
             # Below which folder the script would look for it is not known here.
             raise InputRefused(
@@ -83,8 +89,7 @@ def check_paths(job: Job, roots: Roots, oss: Oss, data_dir: Path) -> None:
 def settle_paths(payload: dict[str, Any], job: Job, roots: Roots, data_dir: Path) -> None:
     """Put the resolved path in each place of a payload, which is changed."""
     for slot in list(_slots(payload, data_dir)):
-        place = roots.place(slot.text, field=slot.field, below=slot.below, owner=job.owner)
-        slot.container[slot.key] = str(place)
+        slot.container[slot.key] = str(slot.place(roots, job.owner))
 
 
 def check_options(values: Mapping[str, Any], roots: Roots, data_dir: Path, *, owner: str, field: str) -> None:
@@ -128,12 +133,12 @@ def _slots(payload: Mapping[str, Any], data_dir: Path) -> Iterator[PathSlot]:
     override = payload.get("override_settings")
     for name, value in override.items() if isinstance(override, dict) else ():
         if isinstance(value, str) and value and _is_path_option(name):
-            yield PathSlot(override, name, f"override_settings.{name}", data_dir)
+            yield PathSlot(override, name, f"override_settings.{name}", data_dir, reads=False)
     for unit, field in controlnet_units(payload):
-        for name in UNIT_PATHS:
+        for name in (UNIT_TARGET, *UNIT_SOURCES):
             value = unit.get(name)
             if isinstance(value, str) and value.strip():
-                yield PathSlot(unit, name, f"{field}.{name}")
+                yield PathSlot(unit, name, f"{field}.{name}", reads=name != UNIT_TARGET)
             elif isinstance(value, list) and name == "batch_image_files":
                 for index, one in enumerate(value):
                     if isinstance(one, str):

@@ -129,7 +129,7 @@ class Inputs:
             return await asyncio.to_thread(work)
 
     def _file(self, text: str, field: str, owner: str) -> bytes:
-        place = self._roots.place(text, field=field, owner=owner)
+        place = self._roots.readable(text, field=field, owner=owner)
         if not place.is_file():
             raise InputRefused(f"{text} is not a file", field=field)
         limit = self._limits.limit_bytes
