@@ -76,6 +76,20 @@ async def test_an_engine_that_is_killed_is_started_again(engine: ChildEngine) ->
     assert (await engine.run(job(), unheard)).pictures
 
 
+async def test_an_engine_that_is_restarted_serves_and_is_watched_as_before(engine: ChildEngine) -> None:
+    running = asyncio.create_task(engine.run(job(steps=1000, step_seconds=0.01), unheard))
+    while not engine.ready:
+        await asyncio.sleep(0.01)
+    first = engine.pid
+    await engine.restart()
+    with pytest.raises(EngineDied, match="SIGTERM"):
+        await running
+    assert (await engine.run(job(), unheard)).pictures and engine.pid != first
+    with pytest.raises(EngineDied, match="exit code 3"):
+        await engine.run(job("crash"), unheard)
+    assert (await engine.run(job(), unheard)).pictures
+
+
 async def test_a_running_job_is_cancelled_and_interrupted_by_its_id(engine: ChildEngine) -> None:
     started = asyncio.Event()
     long = job(steps=10_000, step_seconds=0.01)

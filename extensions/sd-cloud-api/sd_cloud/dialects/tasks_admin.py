@@ -110,11 +110,10 @@ class _Admin:
     async def restart(self, request: Request) -> Response:
         """Start the engine again: its memory is empty, a job it was running is delivered again."""
         await self._seam.access.permitted(request)
-        engine: Any = self._seam.service.engine
-        if not (hasattr(engine, "stop") and hasattr(engine, "start")):
+        restart = getattr(self._seam.service.engine, "restart", None)
+        if restart is None:
             raise errors.NotImplementedHere("inside the webui use its own /sdapi/v1/server-restart")
-        await engine.stop()
-        engine.start()
+        await restart()
         return JSONResponse({"message": "success"})
 
 

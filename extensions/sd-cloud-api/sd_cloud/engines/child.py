@@ -81,6 +81,14 @@ class ChildEngine:
     async def stop(self) -> None:
         """End the child. Jobs still in it fail."""
         self._closing = True
+        await self._end()
+
+    async def restart(self) -> None:
+        """End the child: as after any other end, its jobs fail with EngineDied and another is started."""
+        self._ready.clear()  # nothing more is given to this one
+        await self._end()
+
+    async def _end(self) -> None:
         process = self._process
         if process is None:
             return
