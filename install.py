@@ -107,6 +107,7 @@ STANDALONE_TESTS = (
 
 FOR_TESTS = (
     Needed("chromium", "chromium", "tests/browser"),
+    Needed("nginx", "nginx", "tests/browser"),
     Needed("initdb", "postgresql", "tests/store"),
 )
 
@@ -275,7 +276,8 @@ def debian_packages_for_tests() -> None:
 
 
 def has_program(name: str) -> bool:
-    return bool(shutil.which(name) or list(Path("/usr/lib/postgresql").glob(f"*/bin/{name}")))
+    places = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
+    return bool(shutil.which(name, path=places) or list(Path("/usr/lib/postgresql").glob(f"*/bin/{name}")))
 
 
 def apt_get(package: str) -> bool:
@@ -283,7 +285,8 @@ def apt_get(package: str) -> bool:
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return False
     say(f"installing Debian's {package}")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    # At runlevel 1 Debian starts no service that a package brings: the tests start their own.
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     run(["apt-get", "update", "-qq"], environment)
     return run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", package], environment) == 0
 
