@@ -63,13 +63,17 @@ async def measured(port: int, producers: int, seconds: float) -> Figures:
 async def _watch(sink: websockets.ClientConnection, putting: Sequence[asyncio.Task[int]]) -> list[float]:
     """Seconds from each put to its arrival, until all that was put has arrived."""
     latencies: list[float] = []
+    # Not wait_for, which can lose a frame that arrives as its time runs out (Python 3.11).
+    receiving = asyncio.ensure_future(sink.recv())
     while not all(one.done() for one in putting) or len(latencies) < sum(one.result() for one in putting):
-        try:
-            frame = await asyncio.wait_for(sink.recv(), 0.2)
-        except asyncio.TimeoutError:
-            continue
-        sent = base64.b64decode(json.loads(frame)["data"]).partition(b" ")[0]
-        latencies.append((time.perf_counter_ns() - int(sent)) / 1e9)
+        done, _ = await asyncio.wait({receiving}, timeout=0.2)
+        if done:
+            frame = receiving.result()
+            receiving = asyncio.ensure_future(sink.recv())
+            sent = base64.b64decode(json.loads(frame)["data"]).partition(b" ")[0]
+            latencies.append((time.perf_counter_ns() - int(sent)) / 1e9)
+    receiving.cancel()
+    await asyncio.gather(receiving, return_exceptions=True)
     return latencies
 
 
