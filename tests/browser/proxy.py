@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+from tests.e2e.serving import wait_until_ready
 
 NGINX = shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
 NO_NGINX = "there is no nginx (Debian's package nginx)"
-START_SECONDS = 20
+STOP_SECONDS = 20
 
 CONFIG = """
 daemon off;
@@ -58,22 +57,8 @@ def behind_nginx(url: str, folder: Path, *, port: int, subpath: str, token: str)
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # what matters is in its log
     public = f"http://127.0.0.1:{port}/{subpath}"
     try:
-        _wait(f"{public}/healthz", process, log)
+        wait_until_ready(f"{public}/healthz", process, log)
         yield public
     finally:
         process.terminate()
-        process.wait(START_SECONDS)
-
-
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise AssertionError(f"nginx ended with {process.returncode}: {log.read_text()}")
-        try:
-            if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError(f"nginx did not answer after {START_SECONDS} s")
+        process.wait(STOP_SECONDS)
