@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sd_cloud.engines.base import ModelFile
-from sd_cloud.engines.diffusion.controlnet import (
+from sd_cloud.engines.diffusion.controlnet.control import (
     Call,
     Canvas,
     Control,
@@ -23,11 +23,11 @@ from sd_cloud.engines.diffusion.controlnet import (
     inpaint_hint,
     prepare,
 )
-from sd_cloud.engines.diffusion.controlnet_maps import fit, map_seed, perfect_resolution, thin, unit_image
-from sd_cloud.engines.diffusion.controlnet_model import load_controlnet
-from sd_cloud.engines.diffusion.controlnet_units import ControlUnit
+from sd_cloud.engines.diffusion.controlnet.maps import fit, map_seed, perfect_resolution, thin, unit_image
+from sd_cloud.engines.diffusion.controlnet.model import load_controlnet
+from sd_cloud.engines.diffusion.controlnet.units import ControlUnit
 from sd_cloud.engines.diffusion.model import Model, Placement, load_model
-from sd_cloud.engines.diffusion.preprocess_table import MODULES
+from sd_cloud.engines.diffusion.preprocess.table import MODULES
 from sd_cloud.engines.diffusion.weights_file import read_tensors
 from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere
 from sd_cloud.settings import settings_below

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from skimage import data
 
 from sd_cloud.engines.base import Control
-from sd_cloud.engines.diffusion.controlnet_model import load_control_model
+from sd_cloud.engines.diffusion.controlnet.model import load_control_model
 from sd_cloud.engines.diffusion.engine import DiffusionWorker
 from sd_cloud.engines.diffusion.model import Placement, load_model
 from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere

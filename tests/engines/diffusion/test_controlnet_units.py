@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from sd_cloud.engines.base import ModelFile
-from sd_cloud.engines.diffusion.controlnet_api import control_types, detect_images, model_list, version
-from sd_cloud.engines.diffusion.controlnet_units import (
+from sd_cloud.engines.diffusion.controlnet.api import control_types, detect_images, model_list, version
+from sd_cloud.engines.diffusion.controlnet.units import (
     ControlUnit,
     control_units,
     find_control_model,

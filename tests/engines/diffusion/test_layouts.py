@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_cloud.engines.diffusion import sd3
-from sd_cloud.engines.diffusion.controlnet_model import controlnet_config, load_controlnet
+from sd_cloud.engines.diffusion.controlnet.model import controlnet_config, load_controlnet
 from sd_cloud.engines.diffusion.layout import VAE, recognise
 from sd_cloud.engines.diffusion.model import build_unet, build_vae
 from sd_cloud.engines.diffusion.sd3_text import build_t5
@@ -131,7 +131,7 @@ def test_every_key_of_stable_diffusion_3_has_its_place(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("prefix", ["control_model.", ""])
 def test_every_key_of_a_controlnet_has_its_place(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sd_cloud.engines.diffusion import controlnet_model
+    from sd_cloud.engines.diffusion.controlnet import model as controlnet_model
 
     tensors = {
         prefix + key.removeprefix("control_model."): one for key, one in layout_of("controlnet-sd15").items()
@@ -146,7 +146,7 @@ def test_every_key_of_a_controlnet_has_its_place(prefix: str, monkeypatch: pytes
 
 
 def test_a_controlnet_of_sd1_does_not_fit_sdxl(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sd_cloud.engines.diffusion import controlnet_model
+    from sd_cloud.engines.diffusion.controlnet import model as controlnet_model
 
     monkeypatch.setattr(controlnet_model, "read_tensors", lambda path: layout_of("controlnet-sd15"))
     tensors = layout_of("sdxl-base")
@@ -157,7 +157,7 @@ def test_a_controlnet_of_sd1_does_not_fit_sdxl(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_sdxl_controlnet_in_the_ldm_layout_is_understood() -> None:
     """Made from SDXL's own encoder, as such files are; its pooled conditions go in as the U-Net's."""
-    from sd_cloud.engines.diffusion.controlnet_model import _in_diffusers_names
+    from sd_cloud.engines.diffusion.controlnet.model import _in_diffusers_names
 
     base = "model.diffusion_model."
     tensors = layout_of("sdxl-base")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from sd_cloud.engines.diffusion.preprocess import Detection, Pixels, detect
-from sd_cloud.engines.diffusion.preprocess_hed import Hed
-from sd_cloud.engines.diffusion.preprocess_table import (
+from sd_cloud.engines.diffusion.preprocess.detect import Detection, Pixels, detect
+from sd_cloud.engines.diffusion.preprocess.hed import Hed
+from sd_cloud.engines.diffusion.preprocess.table import (
     MODULES,
     find_module,
     module_list,
@@ -185,8 +185,8 @@ def test_the_module_list_is_ordered_and_has_its_sliders() -> None:
 def test_detecting_without_weights_does_not_import_torch(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np\n"
-        "from sd_cloud.engines.diffusion.preprocess import *\n"
-        "from sd_cloud.engines.diffusion.preprocess_table import MODULES\n"
+        "from sd_cloud.engines.diffusion.preprocess.detect import *\n"
+        "from sd_cloud.engines.diffusion.preprocess.table import MODULES\n"
         "from sd_cloud.settings import settings_below\n"
         f"settings = settings_below({str(tmp_path)!r})\n"
         "detect(MODULES['canny'], np.zeros((8, 8, 3), np.uint8), Detection(64, 1, 2), settings)\n"

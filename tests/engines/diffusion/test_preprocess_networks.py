@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sd_cloud.engines.diffusion import preprocess_dwpose, preprocess_pose
-from sd_cloud.engines.diffusion.preprocess import Detection, Pixels, detect
-from sd_cloud.engines.diffusion.preprocess_loading import Bench, _loaded
-from sd_cloud.engines.diffusion.preprocess_pose import Box
-from sd_cloud.engines.diffusion.preprocess_pose_drawing import Person, draw_people
-from sd_cloud.engines.diffusion.preprocess_pose_groups import Joint, grouped
-from sd_cloud.engines.diffusion.preprocess_table import MODULES, NETWORK_FILES
+from sd_cloud.engines.diffusion.preprocess import dwpose, pose
+from sd_cloud.engines.diffusion.preprocess.detect import Detection, Pixels, detect
+from sd_cloud.engines.diffusion.preprocess.loading import Bench, _loaded
+from sd_cloud.engines.diffusion.preprocess.pose import Box
+from sd_cloud.engines.diffusion.preprocess.pose_drawing import Person, draw_people
+from sd_cloud.engines.diffusion.preprocess.pose_groups import Joint, grouped
+from sd_cloud.engines.diffusion.preprocess.table import MODULES, NETWORK_FILES
 from sd_cloud.errors import CheckpointBroken, NotImplementedHere
 from sd_cloud.settings import Settings, settings_below
 
@@ -146,7 +146,7 @@ def test_a_file_that_lacks_a_tensor_or_has_one_too_many_is_named(file: str, sett
 
 def use(file: str, settings: Settings) -> None:
     """Runs what the file is for; hands and faces are looked for in people only, so a place is given."""
-    parts = {preprocess_pose.HAND_FILE: preprocess_pose.hand, preprocess_pose.FACE_FILE: preprocess_pose.face}
+    parts = {pose.HAND_FILE: pose.hand, pose.FACE_FILE: pose.face}
     if file in parts:
         parts[file](Bench({file: settings.folders.annotators[0] / file}), picture(), Box(0, 0, 32))
         return
@@ -218,7 +218,7 @@ def test_a_person_is_drawn_with_what_is_asked_for() -> None:
 
 
 def test_where_nobody_is_seen_nothing_is_drawn(settings: Settings) -> None:
-    write(preprocess_pose.BODY_FILE, settings, lambda own: [own.update({k: own[k] * 0}) for k in own])
+    write(pose.BODY_FILE, settings, lambda own: [own.update({k: own[k] * 0}) for k in own])
     assert not run("openpose", settings, picture()).any()
 
 
@@ -237,7 +237,7 @@ def whole_body(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, classes: 
     for point in range(133):
         across[0, point, 4 * point + 2], down[0, point, 5 * point + 2] = 0.9, 0.8
     networks = {"yolox_l": lambda values: [seen], "dw-ll_ucoco_384": lambda values: [across, down]}
-    monkeypatch.setattr(preprocess_dwpose, "session", lambda path: networks[path.stem])
+    monkeypatch.setattr(dwpose, "session", lambda path: networks[path.stem])
     for file in NETWORK_FILES["dw_openpose_full"]:
         path = settings.folders.annotators[0] / file
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from sd_cloud.dialects.sdapi_checks import check_values
 from sd_cloud.dialects.sdapi_errors import NativeRoute, answer
 from sd_cloud.dialects.sdapi_pictures import checked_picture
-from sd_cloud.engines.diffusion import controlnet_api
-from sd_cloud.engines.diffusion.preprocess_table import NETWORK_FILES, find_module
+from sd_cloud.engines.diffusion.controlnet import api as controlnet_api
+from sd_cloud.engines.diffusion.preprocess.table import NETWORK_FILES, find_module
 from sd_cloud.errors import BadRequest, NotImplementedHere
 from sd_cloud.service import Service
 from sd_cloud.settings import Settings

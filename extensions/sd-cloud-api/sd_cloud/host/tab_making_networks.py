@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from sd_cloud.engines.diffusion.controlnet_units import CONTROL_MODES, RESIZE_MODES
-from sd_cloud.engines.diffusion.preprocess_table import module_list
+from sd_cloud.engines.diffusion.controlnet.units import CONTROL_MODES, RESIZE_MODES
+from sd_cloud.engines.diffusion.preprocess.table import module_list
 from sd_cloud.host.i18n import word
 from sd_cloud.host.page import SIDE_BY_SIDE, Fresh, Page, as_base64
 from sd_cloud.host.picture_field import picture_field

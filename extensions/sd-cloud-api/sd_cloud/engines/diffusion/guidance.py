@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sd_cloud.engines.base import Control
-from sd_cloud.engines.diffusion import controlnet
 from sd_cloud.engines.diffusion.conditioning import Cond, Encoded, at_step
+from sd_cloud.engines.diffusion.controlnet import control as controlnet
 from sd_cloud.engines.diffusion.model import Model
 from sd_cloud.engines.diffusion.noise_levels import ConsistencyLevels, Levels
 from sd_cloud.engines.diffusion.options import Options

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from sd_cloud.engines.base import Control, Report
-from sd_cloud.engines.diffusion import controlnet, sd3
-from sd_cloud.engines.diffusion.controlnet_units import control_units, unit_infotext, unit_remarks
+from sd_cloud.engines.diffusion import sd3
+from sd_cloud.engines.diffusion.controlnet import control as controlnet
+from sd_cloud.engines.diffusion.controlnet.units import control_units, unit_infotext, unit_remarks
 from sd_cloud.engines.diffusion.faces import restore_face
 from sd_cloud.engines.diffusion.finishing import grid_of, placed, unit_batch
 from sd_cloud.engines.diffusion.img2img import Prepared

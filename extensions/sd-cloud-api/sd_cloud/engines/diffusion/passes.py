@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sd_cloud.engines.diffusion import controlnet, hires, img2img, pictures, sd3
+from sd_cloud.engines.diffusion import hires, img2img, pictures, sd3
 from sd_cloud.engines.diffusion.conditioning import Encoded, Size
+from sd_cloud.engines.diffusion.controlnet import control as controlnet
 from sd_cloud.engines.diffusion.enlarging import resizer
 from sd_cloud.engines.diffusion.guidance import Guided, Mask, Refine, Switch
 from sd_cloud.engines.diffusion.hires import HiresPlan

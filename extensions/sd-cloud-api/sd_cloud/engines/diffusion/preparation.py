@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sd_cloud.engines.diffusion import controlnet, hires, img2img, pictures
-from sd_cloud.engines.diffusion.controlnet_maps import Canvas, map_seed
-from sd_cloud.engines.diffusion.controlnet_units import ControlUnit
+from sd_cloud.engines.diffusion import hires, img2img, pictures
+from sd_cloud.engines.diffusion.controlnet import control as controlnet
+from sd_cloud.engines.diffusion.controlnet.maps import Canvas, map_seed
+from sd_cloud.engines.diffusion.controlnet.units import ControlUnit
 from sd_cloud.engines.diffusion.hires import HiresPlan
 from sd_cloud.engines.diffusion.job_models import JobModels
 from sd_cloud.engines.diffusion.job_state import JobState

@@ -12,7 +12,7 @@ import torch
 from sd_cloud.engines.base import Catalogue, Checkpoint, ModelFile
 from sd_cloud.engines.diffusion import catalogue as catalogues
 from sd_cloud.engines.diffusion.conditioning import TextCache
-from sd_cloud.engines.diffusion.controlnet import ControlNetShelf
+from sd_cloud.engines.diffusion.controlnet.control import ControlNetShelf
 from sd_cloud.engines.diffusion.embeddings import EmbeddingShelf
 from sd_cloud.engines.diffusion.hashes import HashBook
 from sd_cloud.engines.diffusion.hypernetworks import HypernetShelf

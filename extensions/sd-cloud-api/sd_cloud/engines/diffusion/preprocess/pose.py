@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.preprocess_lines import Pixels
-from sd_cloud.engines.diffusion.preprocess_loading import Bench
-from sd_cloud.engines.diffusion.preprocess_pose_drawing import Person, Point, draw_people
-from sd_cloud.engines.diffusion.preprocess_pose_groups import Joint, grouped
-from sd_cloud.engines.diffusion.preprocess_pose_networks import (
+from sd_cloud.engines.diffusion.preprocess.lines import Pixels
+from sd_cloud.engines.diffusion.preprocess.loading import Bench
+from sd_cloud.engines.diffusion.preprocess.pose_drawing import Person, Point, draw_people
+from sd_cloud.engines.diffusion.preprocess.pose_groups import Joint, grouped
+from sd_cloud.engines.diffusion.preprocess.pose_networks import (
     BodyNet,
     FaceNet,
     HandNet,

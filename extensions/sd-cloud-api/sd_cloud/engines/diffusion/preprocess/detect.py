@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sd_cloud.engines.diffusion.preprocess_lines import Pixels, scribble
-from sd_cloud.engines.diffusion.preprocess_table import NETWORK_FILES, Module, weight_free_names
+from sd_cloud.engines.diffusion.preprocess.lines import Pixels, scribble
+from sd_cloud.engines.diffusion.preprocess.table import NETWORK_FILES, Module, weight_free_names
 from sd_cloud.errors import NotImplementedHere
 from sd_cloud.settings import Settings
 
@@ -47,8 +47,8 @@ def detect(
         return np.ascontiguousarray(found(image, detection))
     files = weights_files(module, settings, field=field)
     from sd_cloud.engines.diffusion.placement import placement_for
-    from sd_cloud.engines.diffusion.preprocess_loading import Bench
-    from sd_cloud.engines.diffusion.preprocess_networks import NETWORKS
+    from sd_cloud.engines.diffusion.preprocess.loading import Bench
+    from sd_cloud.engines.diffusion.preprocess.networks import NETWORKS
 
     padded, size = _resized(rgb(image), detection.resolution)
     with Bench(files, placement_for(settings.precision).device) as bench:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sd_cloud.engines.diffusion.controlnet_units import RESIZE_MODES, ControlUnit, ResizeMode
-from sd_cloud.engines.diffusion.preprocess import rgb
-from sd_cloud.engines.diffusion.preprocess_lines import Pixels, ridges
+from sd_cloud.engines.diffusion.controlnet.units import RESIZE_MODES, ControlUnit, ResizeMode
+from sd_cloud.engines.diffusion.preprocess.detect import rgb
+from sd_cloud.engines.diffusion.preprocess.lines import Pixels, ridges
 from sd_cloud.errors import BadRequest
 
 Map = NDArray[Any]

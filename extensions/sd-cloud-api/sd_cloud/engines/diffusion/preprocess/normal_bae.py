@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.preprocess_lines import Pixels
-from sd_cloud.engines.diffusion.preprocess_loading import Bench, Part, bytes_of, unwrapped
-from sd_cloud.engines.diffusion.preprocess_midas import padded_same
+from sd_cloud.engines.diffusion.preprocess.lines import Pixels
+from sd_cloud.engines.diffusion.preprocess.loading import Bench, Part, bytes_of, unwrapped
+from sd_cloud.engines.diffusion.preprocess.midas import padded_same
 
 STEM, LAST = 48, 2048
 # Stages of EfficientNet-B5: width, layers, kernel, stride. The first has no expansion, the others sixfold.

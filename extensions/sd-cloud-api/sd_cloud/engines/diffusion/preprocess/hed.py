@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.preprocess_lines import Pixels, in_levels
-from sd_cloud.engines.diffusion.preprocess_loading import Bench, bytes_of
+from sd_cloud.engines.diffusion.preprocess.lines import Pixels, in_levels
+from sd_cloud.engines.diffusion.preprocess.loading import Bench, bytes_of
 
 STAGES = ((3, 64, 2), (64, 128, 2), (128, 256, 3), (256, 512, 3), (512, 512, 3))
 

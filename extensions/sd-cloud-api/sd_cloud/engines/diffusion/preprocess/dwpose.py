@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sd_cloud.engines.diffusion.preprocess_lines import Pixels
-from sd_cloud.engines.diffusion.preprocess_loading import Bench
-from sd_cloud.engines.diffusion.preprocess_pose_drawing import Person, Point, draw_people
+from sd_cloud.engines.diffusion.preprocess.lines import Pixels
+from sd_cloud.engines.diffusion.preprocess.loading import Bench
+from sd_cloud.engines.diffusion.preprocess.pose_drawing import Person, Point, draw_people
 from sd_cloud.errors import CheckpointBroken
 
 Numbers = NDArray[Any]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.preprocess_loading import Part
+from sd_cloud.engines.diffusion.preprocess.loading import Part
 
 
 class Attention(nn.Module):

@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.controlnet_call import Call, Hinted
+from sd_cloud.engines.diffusion.controlnet.call import Call, Hinted
 from sd_cloud.engines.diffusion.text_encoders import assign
 from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sd_cloud.engines.base import ModelFile
 from sd_cloud.engines.diffusion.pictures import decode_picture
-from sd_cloud.engines.diffusion.preprocess_table import MODULES, Module, find_module
+from sd_cloud.engines.diffusion.preprocess.table import MODULES, Module, find_module
 from sd_cloud.errors import BadRequest, CheckpointNotFound, NotImplementedHere
 
 ControlMode = Literal["Balanced", "My prompt is more important", "ControlNet is more important"]

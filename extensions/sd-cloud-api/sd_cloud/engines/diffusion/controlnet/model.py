@@ -19,7 +19,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from torch import Tensor
 
-from sd_cloud.engines.diffusion.controlnet_adapter import Adapter, is_adapter, load_adapter
+from sd_cloud.engines.diffusion.controlnet.adapter import Adapter, is_adapter, load_adapter
 from sd_cloud.engines.diffusion.text_encoders import assign
 from sd_cloud.engines.diffusion.weights_file import Tensors, read_tensors
 from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere

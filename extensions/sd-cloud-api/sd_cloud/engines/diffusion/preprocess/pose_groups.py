@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sd_cloud.engines.diffusion.preprocess_pose_drawing import LIMBS
+from sd_cloud.engines.diffusion.preprocess.pose_drawing import LIMBS
 
 SAMPLES = 10
 LEAST_ALONG, LEAST_SHARE_ALONG = 0.05, 0.8

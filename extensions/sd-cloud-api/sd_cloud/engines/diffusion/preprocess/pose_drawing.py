@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from sd_cloud.engines.diffusion.preprocess_lines import Pixels
+from sd_cloud.engines.diffusion.preprocess.lines import Pixels
 
 Point = tuple[float, float]
 """x and y as shares of the picture's width and height."""

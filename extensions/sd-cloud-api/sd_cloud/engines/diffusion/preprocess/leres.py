@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.preprocess_lines import Pixels
-from sd_cloud.engines.diffusion.preprocess_loading import Bench, Part, unwrapped
+from sd_cloud.engines.diffusion.preprocess.lines import Pixels
+from sd_cloud.engines.diffusion.preprocess.loading import Bench, Part, unwrapped
 
 STAGES = ((64, 3, 1), (128, 4, 2), (256, 23, 2), (512, 3, 2))  # planes, layers, stride
 GROUPS, WIDTH_PER_GROUP, EXPANSION = 32, 8, 4

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.controlnet_units import ControlUnit
+from sd_cloud.engines.diffusion.controlnet.units import ControlUnit
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sd_cloud.engines.base import ModelFile
-from sd_cloud.engines.diffusion.preprocess_table import MODULES, find_module, module_list, sorted_modules
+from sd_cloud.engines.diffusion.preprocess.table import MODULES, find_module, module_list, sorted_modules
 from sd_cloud.errors import BadRequest
 from sd_cloud.settings import Settings
 
@@ -90,8 +90,8 @@ def detect_images(body: Mapping[str, Any], settings: Settings) -> dict[str, Any]
     import numpy as np
     from PIL import Image
 
-    from sd_cloud.engines.diffusion.controlnet_units import picture
-    from sd_cloud.engines.diffusion.preprocess import Detection, detect
+    from sd_cloud.engines.diffusion.controlnet.units import picture
+    from sd_cloud.engines.diffusion.preprocess.detect import Detection, detect
 
     name = body.get("controlnet_module", "none")
     module = find_module(name) if isinstance(name, str) else None

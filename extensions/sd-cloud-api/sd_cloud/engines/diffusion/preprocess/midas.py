@@ -1,7 +1,7 @@
 """MiDaS depth and normals (``dpt_hybrid-midas-501f0c75.pt``).
 
 A ResNet of standardised weights (Kolesnikov et al., "Big Transfer", arXiv 1912.11370) in front of a
-vision transformer and DPT's decoder; see :mod:`sd_cloud.engines.diffusion.preprocess_dpt`.
+vision transformer and DPT's decoder; see :mod:`sd_cloud.engines.diffusion.preprocess.dpt`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.preprocess_dpt import Block, Readout, Scratch, as_map
-from sd_cloud.engines.diffusion.preprocess_lines import Pixels
-from sd_cloud.engines.diffusion.preprocess_loading import Bench, Part, bytes_of
+from sd_cloud.engines.diffusion.preprocess.dpt import Block, Readout, Scratch, as_map
+from sd_cloud.engines.diffusion.preprocess.lines import Pixels
+from sd_cloud.engines.diffusion.preprocess.loading import Bench, Part, bytes_of
 
 WIDTH, HEADS, LAYERS, GRID = 768, 12, 12, 24
 STAGES = ((64, 256, 3, 1), (256, 512, 4, 2), (512, 1024, 9, 2))  # before, after, blocks, stride

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.preprocess_dpt import Block, Scratch, as_map
-from sd_cloud.engines.diffusion.preprocess_lines import Pixels
-from sd_cloud.engines.diffusion.preprocess_loading import Bench, Part
+from sd_cloud.engines.diffusion.preprocess.dpt import Block, Scratch, as_map
+from sd_cloud.engines.diffusion.preprocess.lines import Pixels
+from sd_cloud.engines.diffusion.preprocess.loading import Bench, Part
 from sd_cloud.errors import CheckpointBroken
 
 PATCH_PX, SIDE_PX = 14, 518

@@ -11,9 +11,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from sd_cloud.engines.diffusion.preprocess_hed import mean_sigmoid
-from sd_cloud.engines.diffusion.preprocess_lines import Pixels, in_levels
-from sd_cloud.engines.diffusion.preprocess_loading import Bench, Part, bytes_of
+from sd_cloud.engines.diffusion.preprocess.hed import mean_sigmoid
+from sd_cloud.engines.diffusion.preprocess.lines import Pixels, in_levels
+from sd_cloud.engines.diffusion.preprocess.loading import Bench, Part, bytes_of
 
 UP_PADDING = (0, 0, 1, 3, 7)
 SMALL_STROKE_PX = 12

@@ -21,20 +21,20 @@ from PIL import Image
 from torch import Tensor
 
 from sd_cloud.engines.base import ModelFile
-from sd_cloud.engines.diffusion.controlnet_adapter import Adapter, Adapting
-from sd_cloud.engines.diffusion.controlnet_after import (
+from sd_cloud.engines.diffusion.controlnet.adapter import Adapter, Adapting
+from sd_cloud.engines.diffusion.controlnet.after import (
     Correction,
     Finish,
     correction_for,
     finish_for,
 )
-from sd_cloud.engines.diffusion.controlnet_call import Call, Hinted, Residuals
-from sd_cloud.engines.diffusion.controlnet_maps import Canvas, Map, fit, perfect_resolution, unit_image
-from sd_cloud.engines.diffusion.controlnet_model import ControlNet, load_control_model
-from sd_cloud.engines.diffusion.controlnet_reference import Draw, Injection, Reference
-from sd_cloud.engines.diffusion.controlnet_units import ControlUnit, find_control_model
-from sd_cloud.engines.diffusion.preprocess import Detection, detect
-from sd_cloud.engines.diffusion.preprocess_table import MODULES
+from sd_cloud.engines.diffusion.controlnet.call import Call, Hinted, Residuals
+from sd_cloud.engines.diffusion.controlnet.maps import Canvas, Map, fit, perfect_resolution, unit_image
+from sd_cloud.engines.diffusion.controlnet.model import ControlNet, load_control_model
+from sd_cloud.engines.diffusion.controlnet.reference import Draw, Injection, Reference
+from sd_cloud.engines.diffusion.controlnet.units import ControlUnit, find_control_model
+from sd_cloud.engines.diffusion.preprocess.detect import Detection, detect
+from sd_cloud.engines.diffusion.preprocess.table import MODULES
 from sd_cloud.errors import BadRequest, NotImplementedHere
 from sd_cloud.job import Picture
 from sd_cloud.settings import Settings

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.preprocess_lines import Pixels, in_levels
-from sd_cloud.engines.diffusion.preprocess_loading import Bench, bytes_of, unwrapped
+from sd_cloud.engines.diffusion.preprocess.lines import Pixels, in_levels
+from sd_cloud.engines.diffusion.preprocess.loading import Bench, bytes_of, unwrapped
 
 Kind = Literal["central", "angular", "radial", "vanilla"]
 

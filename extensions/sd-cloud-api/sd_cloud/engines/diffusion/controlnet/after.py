@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.controlnet_call import Call
-from sd_cloud.engines.diffusion.controlnet_maps import Map
-from sd_cloud.engines.diffusion.controlnet_units import ControlUnit
+from sd_cloud.engines.diffusion.controlnet.call import Call
+from sd_cloud.engines.diffusion.controlnet.maps import Map
+from sd_cloud.engines.diffusion.controlnet.units import ControlUnit
 
 Finish = Callable[[Tensor], Tensor]
 Encode = Callable[[Tensor], Tensor]

@@ -1,0 +1,1 @@
+"""ControlNet's preprocessors: a photograph in, a control map out."""
