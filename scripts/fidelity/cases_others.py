@@ -211,6 +211,25 @@ def _options() -> Iterator[Case]:
     yield Case("options", "infotext field", "txt2img", {"infotext": said, "subseed": 77})
 
 
+def _tiny_vaes() -> Iterator[Case]:
+    decode, encode = {"sd_vae_decode_method": "TAESD"}, {"sd_vae_encode_method": "TAESD"}
+    both = {**decode, **encode}
+    yield case("TAESD", "decoding by TAESD", batch_size=2, override_settings=decode)
+    yield case("TAESD", "decoding by TAESD, 72x88", width=88, height=72, override_settings=decode)
+    sdxl = {"sd_model_checkpoint": "tiny-sdxl.safetensors", **decode}
+    yield case("TAESD", "decoding by TAESD, SDXL", override_settings=sdxl)
+    yield case("TAESD", "encoding by TAESD", "img2img", **source(0.5), override_settings=encode)
+    yield case("TAESD", "both by TAESD", "img2img", **source(0.5), override_settings=both, n_iter=2)
+    masked = {**source(0.6), "mask": pictures.mask(), "inpainting_fill": 2}
+    yield case("TAESD", "both by TAESD, masked", "img2img", **masked, override_settings=both)
+    inpaint = {"sd_model_checkpoint": "tiny-inpaint.safetensors", **both}
+    yield case("TAESD", "both by TAESD, inpainting model", "img2img", **masked, override_settings=inpaint)
+    yield case("TAESD", "both by TAESD, hires latent", **hires_fields(), override_settings=both)
+    lanczos = hires_fields(hr_upscaler="Lanczos")
+    yield case("TAESD", "both by TAESD, hires Lanczos", **lanczos, override_settings=both)
+    yield under(case("TAESD", "decoding by TAESD, the host's option"), **decode)
+
+
 def _scripts() -> Iterator[Case]:
     yield case(
         "scripts",
@@ -334,6 +353,7 @@ def cases() -> Iterator[Case]:
     yield from _families()
     yield from _seeing_more()
     yield from _options()
+    yield from _tiny_vaes()
     yield from _scripts()
     yield from _extras()
     yield from _refusals()

@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from scripts.fidelity.networks import hypernetwork, write_networks
 
+from sd_cloud.engines.diffusion import taesd
 from sd_cloud.engines.diffusion.upscale_models import RRDBNet, SRVGGNetCompact
 
 PLACES = {
@@ -70,6 +71,7 @@ def prepare(data_dir: Path, golden: Path) -> None:
     hypernetworks.mkdir(exist_ok=True)
     _save_pickle(hypernetwork(), hypernetworks / "tiny-hyper.pt")
     _upscalers(data_dir / UPSCALERS)
+    write_tiny_vaes(data_dir / "models" / "VAE-taesd")
     (data_dir / "styles.csv").write_text(STYLES, "utf-8")
 
 
@@ -142,6 +144,26 @@ def _upscalers(folder: Path) -> None:
     compact = SRVGGNetCompact(features=16, convolutions=3, scale=2)
     _save_pickle({"params_ema": rrdb.state_dict()}, folder / "tiny-x4.pth")
     _save_pickle({"params": compact.state_dict()}, folder / "tiny-compact.pth")
+
+
+def write_tiny_vaes(folder: Path) -> None:
+    """TAESD for SD 1 and SDXL with random weights, under the published files' names."""
+    if folder.exists():
+        return
+    folder.mkdir(parents=True)
+    torch.manual_seed(5)
+    for family in ("taesd", "taesdxl"):
+        decoder, encoder = taesd.TinyDecoder(4), taesd.TinyEncoder(4)
+        with torch.no_grad():
+            decoder.layers[-1].weight.mul_(8)
+            decoder.layers[-1].bias.fill_(0.5)
+            encoder.layers[-1].weight.mul_(8)
+        for half, network, before in (("decoder", decoder, 1), ("encoder", encoder, 0)):
+            state = {}
+            for key, tensor in network.layers.state_dict().items():
+                layer, _, rest = key.partition(".")
+                state[f"{int(layer) + before}.{rest}"] = tensor
+            _save_pickle(state, folder / f"{family}_{half}.pth")
 
 
 def _save_pickle(content: dict[Any, Any], file: Path) -> None:

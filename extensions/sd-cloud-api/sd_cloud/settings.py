@@ -19,6 +19,7 @@ class ModelFolders:
 
     checkpoints: tuple[Path, ...]
     vaes: tuple[Path, ...]
+    tiny_vaes: tuple[Path, ...]  # TAESD
     loras: tuple[Path, ...]
     embeddings: tuple[Path, ...]
     hypernetworks: tuple[Path, ...]
@@ -35,6 +36,7 @@ class ModelFolders:
         return cls(
             checkpoints=(models / "Stable-diffusion",),
             vaes=(models / "VAE",),
+            tiny_vaes=(models / "VAE-taesd",),
             loras=(models / "Lora",),
             embeddings=(data_dir / "embeddings",),
             hypernetworks=(models / "hypernetworks",),

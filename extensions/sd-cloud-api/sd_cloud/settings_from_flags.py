@@ -134,6 +134,7 @@ def _folders(data_dir: Path, given: Mapping[str, Any]) -> ModelFolders:
     return ModelFolders(
         checkpoints=with_added(own.checkpoints, "ckpt_dir"),
         vaes=with_added(own.vaes, "vae_dir"),
+        tiny_vaes=own.tiny_vaes,
         loras=with_added(own.loras, "lora_dir", "lyco_dir_backcompat"),
         embeddings=with_added(own.embeddings, "embeddings_dir"),
         hypernetworks=with_added(own.hypernetworks, "hypernetwork_dir"),

@@ -23,6 +23,7 @@ from sd_cloud.engines.diffusion.noise import BatchNoise, RandomKind, Source
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.request import Request
 from sd_cloud.engines.diffusion.request import Source as SourceFields
+from sd_cloud.engines.diffusion.taesd import mark_method
 from sd_cloud.errors import BadRequest
 
 LATENT_PIXELS = 8
@@ -108,6 +109,7 @@ class Preparation:
         if len({image.size for image in images}) > 1:
             raise BadRequest("must all have one size with resize_mode 3", field="init_images")
         pixels = to_unit(images).to(self.random.device)
+        mark_method("sd_vae_encode_method", self.options, self.marks)
         latent = self.coder.encode(pixels * 2 - 1, self.source)
         if fields.resize_mode == CROP_LATER:
             size = (request.height // LATENT_PIXELS, request.width // LATENT_PIXELS)

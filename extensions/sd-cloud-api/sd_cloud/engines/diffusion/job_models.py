@@ -9,6 +9,7 @@ from sd_cloud.engines.diffusion.conditioning import Conditioner
 from sd_cloud.engines.diffusion.job_state import JobState
 from sd_cloud.engines.diffusion.latents import Coder
 from sd_cloud.engines.diffusion.model import Model
+from sd_cloud.engines.diffusion.taesd import NO_TINY, Tiny
 from sd_cloud.engines.diffusion.tiling import circular
 from sd_cloud.engines.diffusion.webui_loading import is_built_anew, numbers_drawn
 
@@ -36,10 +37,14 @@ class JobModels:
             self._state.generator.pass_over(numbers_drawn(self.current))
         return anew
 
-    def coder(self) -> Coder:
+    def chosen_coder(self) -> Coder:
+        """:meth:`coder`, or what ``sd_vae_encode_method`` and ``sd_vae_decode_method`` say instead."""
+        return self.coder(self._state.tiny.coding(self.current))
+
+    def coder(self, tiny: Tiny = NO_TINY) -> Coder:
         """The VAE to use with the model at work."""
         state = self._state
-        coder = state.workshop.coder(self.current, state.vae_for(self.checkpoint))
+        coder = state.workshop.coder(self.current, state.vae_for(self.checkpoint), tiny)
         if id(coder.vae) not in self._tiled:
             self._tiled.add(id(coder.vae))
             self._while_running.enter_context(circular((coder.vae,), state.request.tiling))

@@ -69,6 +69,8 @@ class JobRun:
     def _passes(self, models: JobModels) -> Passes:
         """All that is prepared once."""
         state = self.state
+        models.chosen_coder()  # what is missing is told before anything is made
+        state.tiny.previewing(models.current)
         units = control_units(state.job.payload)
         state.marks |= unit_infotext(units)
         state.comments += unit_remarks(state.job.payload)
@@ -87,7 +89,7 @@ class JobRun:
         state.batch = slice(number * size, (number + 1) * size)
         models.switch(state.checkpoint)  # hires fix or a refiner may have left another at work
         latents, first_passes = passes.latents()
-        decoded = models.coder().decode(latents)
+        decoded = models.chosen_coder().decode(latents)
         state.pass_no = min(state.pass_no + 1, state.passes)
         return [*first_passes, *self._finish(decoded, passes.source, passes.controls)]
 

@@ -25,6 +25,7 @@ from sd_cloud.engines.diffusion.noise import (
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.prompts import texts_of
 from sd_cloud.engines.diffusion.request import Request, parse_request
+from sd_cloud.engines.diffusion.taesd import TinyChoice
 from sd_cloud.engines.diffusion.workshop import Workshop
 from sd_cloud.errors import Cancelled
 from sd_cloud.job import Job, Picture, Role
@@ -52,6 +53,7 @@ class JobState:
         self.marks: dict[str, Any] = {}
         self.comments: list[str] = []
         self.networks = Networks(workshop, self.catalogue, self.options, self.marks, self.comments)
+        self.tiny = TinyChoice(workshop.tiny_vaes, self.options, self.comments)
         self.random = RandomKind(self.options.text("randn_source"), workshop.device)
         self.began = datetime.datetime.now()
         self.inpainting = False

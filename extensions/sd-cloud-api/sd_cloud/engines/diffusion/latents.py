@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from sd_cloud.engines.diffusion.noise import Source
+from sd_cloud.engines.diffusion.taesd import NO_TINY, Tiny
 from sd_cloud.errors import EngineFailed
 
 
@@ -21,16 +22,24 @@ def _stays() -> None:
 class Coder:
     """A VAE with the latent scale of a checkpoint, and the shift that SD 3's latents have.
 
-    ``bring`` is called before the VAE runs, to have it on the device.
+    ``bring`` is called before the VAE runs, to have it on the device. ``tiny`` decodes or encodes
+    in its place.
     """
 
     def __init__(
-        self, vae: AutoencoderKL, scale: float, shift: float = 0.0, *, bring: Callable[[], None] = _stays
+        self,
+        vae: AutoencoderKL,
+        scale: float,
+        shift: float = 0.0,
+        *,
+        bring: Callable[[], None] = _stays,
+        tiny: Tiny = NO_TINY,
     ) -> None:
         self.vae = vae
         self._scale = scale
         self._shift = shift
         self._bring = bring
+        self._tiny = tiny
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Tensor]:
@@ -41,6 +50,8 @@ class Coder:
         """
         if bool(latents.isnan().all()):
             raise EngineFailed("the U-Net gave nothing but NaN; --no-half may help with this checkpoint")
+        if self._tiny.decoder is not None:
+            return decode_tiny(self._tiny.decoder, latents)
         self._bring()
         return [self._decode_one(latent) for latent in _singly(latents)]
 
@@ -60,6 +71,9 @@ class Coder:
     @torch.no_grad()
     def encode(self, pixels: Tensor, source: Source) -> Tensor:
         """[B, 3, H, W] in -1..1 to latents [B, C, h, w]; ``source`` draws the VAE's own noise."""
+        if self._tiny.encoder is not None:
+            unit = (pixels + 1.0) / 2.0
+            return torch.cat([_as_held(self._tiny.encoder, one) for one in _singly(unit)]).float()
         self._bring()
         parameter = next(self.vae.parameters())
         latents = []
@@ -76,6 +90,18 @@ class Coder:
         parameter = next(self.vae.parameters())
         found = [self.vae.encode(one.to(parameter)).latent_dist.mode() for one in _singly(pixels)]
         return torch.cat(found).float()
+
+
+@torch.no_grad()
+def decode_tiny(decoder: nn.Module, latents: Tensor) -> list[Tensor]:
+    """By TAESD: [B, C, h, w] to a list of [3, H, W] in -1..1, float32 on the CPU."""
+    return [(_as_held(decoder, latent) * 2 - 1)[0].float().cpu() for latent in _singly(latents)]
+
+
+def _as_held(network: nn.Module, batch: Tensor) -> Tensor:
+    """A network's answer to a batch in the precision, and on the device, of its weights."""
+    out: Tensor = network(batch.to(next(network.parameters())))
+    return out
 
 
 def to_pictures(decoded: Sequence[Tensor]) -> list[Image.Image]:

@@ -47,6 +47,7 @@ DEFAULTS: dict[str, Any] = {
     "live_previews_enable": True,
     "show_progress_grid": True,
     "show_progress_every_n_steps": 10,
+    "show_progress_type": "Approx NN",
     "lora_add_hashes_to_infotext": True,
     "lora_preferred_name": "Alias from file",
     "n_rows": -1,

@@ -18,14 +18,15 @@ from sd_cloud.engines.diffusion.guidance import Guided, Mask, Refine, Switch
 from sd_cloud.engines.diffusion.hires import HiresPlan
 from sd_cloud.engines.diffusion.job_models import JobModels
 from sd_cloud.engines.diffusion.job_state import JobState
-from sd_cloud.engines.diffusion.latents import to_pictures, to_unit
+from sd_cloud.engines.diffusion.latents import decode_tiny, to_pictures, to_unit
 from sd_cloud.engines.diffusion.model import Model
 from sd_cloud.engines.diffusion.models_wanted import find_checkpoint
 from sd_cloud.engines.diffusion.noise import BatchNoise
-from sd_cloud.engines.diffusion.previews import preview
+from sd_cloud.engines.diffusion.previews import preview, side_by_side
 from sd_cloud.engines.diffusion.prompt_grammar import NetworkCall, Timeline, split_networks
 from sd_cloud.engines.diffusion.refiner import is_due
 from sd_cloud.engines.diffusion.sampling import Plan, Sampling, alphas_of, total_calls
+from sd_cloud.engines.diffusion.taesd import mark_method
 from sd_cloud.engines.diffusion.token_merging import token_merging
 from sd_cloud.errors import BadRequest
 from sd_cloud.job import Picture, Progress
@@ -50,6 +51,8 @@ class Passes:
         shape = (model.latent_channels, request.height // LATENT_PIXELS, request.width // LATENT_PIXELS)
         noise = state.noise(shape)
         encoded = self._encode(second=False)
+        if self.second is None:
+            mark_method("sd_vae_decode_method", state.options, state.marks)
         if self.source is not None:
             return self._from_source(self.source, encoded, noise), []
         images = None
@@ -139,7 +142,7 @@ class Passes:
         shown = guided.shown_latent
         if shown is not None and options.flag("live_previews_enable"):
             shown = shown if options.flag("show_progress_grid") else shown[:1]
-            image = preview(shown, sdxl=guided.model.is_sdxl)
+            image = self._preview(guided.model, shown, step)
         self.state.report(
             Progress(
                 step=min(step + 1, steps),
@@ -150,6 +153,18 @@ class Passes:
                 preview=image,
             )
         )
+
+    def _preview(self, model: Model, latents: Tensor, step: int) -> Image.Image | None:
+        """As ``show_progress_type`` says; what needs a network only every so many steps."""
+        options, kind = self.state.options, self.state.options.text("show_progress_type")
+        tiny = self.state.tiny.previewing(model)
+        if tiny is None and (kind != "Full" or model.saving != "none"):
+            return preview(latents, sdxl=model.is_sdxl)
+        every = options.whole("show_progress_every_n_steps")
+        if every < 1 or (step + 1) % every:
+            return None
+        decoded = decode_tiny(tiny, latents) if tiny is not None else self.models.coder().decode(latents)
+        return side_by_side(to_pictures(decoded))
 
     def _refine(self, plan: Plan) -> Refine:
         state, refiner = self.state, self.state.request.refiner
@@ -196,7 +211,7 @@ class Passes:
         if self.models.current.layout.inpainting:
             state.inpainting = True
             condition = img2img.blank_condition(
-                start, request.width, request.height, self.models.coder(), state.generator
+                start, request.width, request.height, self.models.chosen_coder(), state.generator
             )
         sampling = self._sampling(encoded, plan, noise, condition)
         with self._merging():
@@ -225,7 +240,8 @@ class Passes:
         """A first pass that the request brings along, as a latent or, for other upscalers, as it is."""
         image = pictures.decode_picture(encoded, "firstpass_image").convert("RGB")
         pixels = to_unit([image]).to(self.state.workshop.device) * 2 - 1
-        latent = self.models.coder().encode(pixels, self.state.generator)
+        mark_method("sd_vae_encode_method", self.state.options, self.state.marks)
+        latent = self.models.chosen_coder().encode(pixels, self.state.generator)
         return latent, None if hires.is_latent(plan.hires) else [image]
 
     # --- the second pass --------------------------------------------------------------------------
@@ -236,7 +252,8 @@ class Passes:
         state, request, own = self.state, self.state.request, second.hires
         saves = hires.saves_first_pass(request, state.options)
         if images is None and (saves or not hires.is_latent(own)):
-            images = to_pictures(self.models.coder().decode(latent))
+            coder = self.models.coder() if hires.is_latent(own) else self.models.chosen_coder()
+            images = to_pictures(coder.decode(latent))
         saved = [state.picture(image, i, "first_pass") for i, image in enumerate(images or ()) if saves]
         self.models.switch(second.checkpoint or state.checkpoint)
         pixels = None
@@ -246,7 +263,8 @@ class Passes:
             assert images is not None
             by = enlarge(state, own.upscaler, "hr_upscaler")
             pixels = hires.enlarge_pictures(images, second.target, by).to(latent.device)
-            latent = self.models.coder().encode(pixels * 2 - 1, state.generator)
+            mark_method("sd_vae_encode_method", state.options, state.marks)
+            latent = self.models.chosen_coder().encode(pixels * 2 - 1, state.generator)
         state.pass_no += 1
         latent = second.target.crop(latent)
         condition = self._second_condition(latent, pixels)
@@ -274,13 +292,14 @@ class Passes:
         if not self.models.current.layout.inpainting:
             return None
         self.state.inpainting = True
-        coder, source = self.models.coder(), self.state.generator
+        chosen, source = self.models.chosen_coder(), self.state.generator
         weight = self.state.options.number("inpainting_mask_weight")
         height, width = (side * LATENT_PIXELS for side in latent.shape[2:])
         if pixels is None and weight >= 1.0:
-            return img2img.blank_condition(latent, width, height, coder, source)
+            return img2img.blank_condition(latent, width, height, chosen, source)
         if pixels is None or pixels.shape[-2:] != (height, width):
-            pixels = torch.stack(coder.decode(latent)).to(latent.device)
+            pixels = torch.stack(chosen.decode(latent)).to(latent.device)
+        coder = self.models.coder()
         return img2img.inpainting_condition(pixels, latent, None, coder, source, weight, rounded=True)
 
 

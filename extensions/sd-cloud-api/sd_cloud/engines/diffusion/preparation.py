@@ -27,7 +27,7 @@ def prepare_source(
     preparation = img2img.Preparation(
         request=state.request,
         options=state.options,
-        coder=models.coder(),
+        coder=models.chosen_coder(),
         enlarge=enlarge(
             state,
             state.options.get("upscaler_for_img2img"),
@@ -46,7 +46,7 @@ def prepare_source(
     if models.current.layout.edits:
         assert state.request.source is not None
         state.image_cfg_scale = state.request.source.image_cfg_scale
-        return replace(prepared, condition=preparation.coder.likeliest(prepared.pixels))
+        return replace(prepared, condition=models.coder().likeliest(prepared.pixels))
     if not models.current.layout.inpainting:
         return prepared
     state.inpainting = True
@@ -56,7 +56,7 @@ def prepare_source(
         prepared.pixels,
         prepared.latent,
         prepared.mask,
-        preparation.coder,
+        models.coder(),
         state.generator,
         state.options.number("inpainting_mask_weight"),
         rounded=source.mask_round,

@@ -1,10 +1,12 @@
-"""Latents as small pictures, without the VAE: a matrix from latent channels to red, green and blue.
+"""Latents as small pictures, without a VAE: a matrix from latent channels to red, green and blue.
 
 The matrices are the ones published for these latent spaces (SD 1 by Keturn in
 "Decoding latents to RGB without upscaling", discuss.huggingface.co; SDXL fitted the same way).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -47,3 +49,12 @@ def preview(latents: Tensor, *, sdxl: bool) -> Image.Image:
     row = torch.cat(list(colours), dim=1)
     pixels = ((row * 0.5 + 0.5).clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
     return Image.fromarray(pixels)
+
+
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size in one, as the batch of a preview."""
+    width, height = images[0].size
+    row = Image.new("RGB", (width * len(images), height))
+    for place, image in enumerate(images):
+        row.paste(image, (place * width, 0))
+    return row

@@ -10,8 +10,6 @@ from sd_cloud.job import Job
 DEFAULTS: dict[str, Any] = {
     "fp8_storage": "Disable",
     "sd_unet": "Automatic",
-    "sd_vae_decode_method": "Full",
-    "sd_vae_encode_method": "Full",
 }
 """Each with the one value that is served: the webui's default."""
 

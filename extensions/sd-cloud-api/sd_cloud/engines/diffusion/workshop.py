@@ -21,6 +21,7 @@ from sd_cloud.engines.diffusion.latents import Coder
 from sd_cloud.engines.diffusion.lora import LoraShelf
 from sd_cloud.engines.diffusion.model import Model, Placement
 from sd_cloud.engines.diffusion.residency import Residents, release_memory
+from sd_cloud.engines.diffusion.taesd import NO_TINY, Tiny, TinyShelf
 from sd_cloud.settings import Settings
 
 SHORT_HASH_DIGITS = 10
@@ -39,6 +40,7 @@ class Workshop:
     embeddings: EmbeddingShelf = field(init=False)
     controlnets: ControlNetShelf = field(init=False)
     texts: TextCache = field(init=False)
+    tiny_vaes: TinyShelf = field(init=False)
 
     def __post_init__(self) -> None:
         self.hashes = catalogues.hash_book(self.settings)
@@ -47,6 +49,7 @@ class Workshop:
         self.hypernetworks = HypernetShelf()
         self.controlnets = ControlNetShelf()
         self.texts = TextCache()
+        self.tiny_vaes = TinyShelf(self.settings.folders.tiny_vaes[0])
         self.residents = Residents(self.placement, self.settings.min_ram_reserved_gib, self._leaves)
         self._seen: object = None
         self._catalogue = Catalogue()
@@ -67,11 +70,13 @@ class Workshop:
     def model(self, checkpoint: Checkpoint) -> Model:
         return self.residents.model(checkpoint)
 
-    def coder(self, model: Model, vae: ModelFile | None) -> Coder:
-        """The VAE to use with a model: its own, or the one in a file."""
+    def coder(self, model: Model, vae: ModelFile | None, tiny: Tiny = NO_TINY) -> Coder:
+        """The VAE to use with a model: its own, or the one in a file; TAESD for what ``tiny`` does."""
         chosen = model.vae if vae is None else self.residents.vae(Path(vae.filename))
         layout = model.layout
-        return Coder(chosen, layout.latent_scale, layout.latent_shift, bring=lambda: model.bring(chosen))
+        return Coder(
+            chosen, layout.latent_scale, layout.latent_shift, bring=lambda: model.bring(chosen), tiny=tiny
+        )
 
     def names(self, checkpoint: Checkpoint, vae: ModelFile | None) -> Names:
         """As the infotext says them. Hashes are computed once for a file, unless ``--no-hashing``."""
