@@ -68,26 +68,6 @@ async def test_save_images_puts_them_into_the_options_folders(tmp_path: Path) ->
         assert len(list((tmp_path / "outputs").rglob("*.png"))) == 1
 
 
-async def test_controlnet_routes_list_and_detect(tmp_path: Path) -> None:
-    from tests.dialects.sdapi_world import base64_png, picture_in
-
-    async with native(tmp_path) as world:
-        assert (await world.client.get("/controlnet/version")).json() == {"version": 3}
-        assert (await world.client.get("/controlnet/model_list")).json() == {"model_list": []}
-        assert "canny" in (await world.client.get("/controlnet/module_list")).json()["module_list"]
-        detect = {"controlnet_module": "canny", "controlnet_input_images": [base64_png(64)]}
-        answer = await world.client.post("/controlnet/detect", json=detect)
-        assert answer.status_code == 200 and picture_in(answer.json()["images"][0]).width >= 64
-        for change, status in (
-            ({"controlnet_module": "no such"}, 422),
-            ({"controlnet_input_images": ["x"]}, 422),
-            ({"controlnet_input_images": "x"}, 422),
-            ({"controlnet_module": "hed"}, 501),
-        ):
-            answer = await world.client.post("/controlnet/detect", json={**detect, **change})
-            assert answer.status_code == status, answer.text
-
-
 async def test_an_unreadable_config_stops_the_start_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(OptionsUnreadable, match=r"config\.json"):

@@ -57,6 +57,14 @@ async def refusal(settings: Settings, payload: dict[str, Any], kind: Kind = "img
     return caught.value
 
 
+async def test_the_pictures_and_masks_of_a_detection_are_taken(settings: Settings) -> None:
+    payload = {"controlnet_input_images": ["data:image/png;base64," + TEXT], "controlnet_masks": [TEXT]}
+    made = await resolved(settings, payload, "detect")
+    assert made == {"controlnet_input_images": [TEXT], "controlnet_masks": [TEXT]}
+    refused = await refusal(settings, {"controlnet_input_images": [TEXT, "x"]}, "detect")
+    assert refused.field == "controlnet_input_images[1]"
+
+
 async def with_picture(conversation: Conversation) -> None:
     await conversation.answer(body=PICTURE)
 

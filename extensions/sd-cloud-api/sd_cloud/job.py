@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 from PIL import Image
 
-Kind = Literal["txt2img", "img2img", "extras", "call"]
+Kind = Literal["txt2img", "img2img", "extras", "detect", "call"]
 Role = Literal["image", "grid", "control_map", "mask", "mask_composite", "first_pass"]
 
-KINDS: tuple[Kind, ...] = ("txt2img", "img2img", "extras", "call")
+KINDS: tuple[Kind, ...] = ("txt2img", "img2img", "extras", "detect", "call")
+#: Kinds that look at pictures and answer: what comes of them is never saved, nor counted as a picture made.
+LOOKING: frozenset[Kind] = frozenset({"detect"})
 #: The owner of what the operator's own callers do: loopback, a configured token, `--no-auth`.
 OPERATOR = "local"
 
@@ -114,7 +116,8 @@ class Outcome:
     """What a job came to.
 
     ``pictures`` are in the webui's order: the grid first when there is one, then the pictures,
-    then ControlNet maps. ``info`` is the webui's ``info`` object (not yet a JSON string).
+    then ControlNet maps. ``info`` is the webui's ``info`` object (not yet a JSON string); of a job that
+    only looks at pictures, what it found, as JSON.
     ``interrupted`` means that a person stopped it and these are the pictures so far.
     """
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sd_cloud.engines.base import ModelFile
-from sd_cloud.engines.diffusion.controlnet.api import control_types, detect_images, model_list, version
+from sd_cloud.engines.diffusion.controlnet.api import control_types, model_list, version
 from sd_cloud.engines.diffusion.controlnet.units import (
     ControlUnit,
     control_units,
@@ -20,7 +20,6 @@ from sd_cloud.engines.diffusion.controlnet.units import (
     unit_remarks,
 )
 from sd_cloud.errors import BadRequest, CheckpointNotFound, NotImplementedHere
-from sd_cloud.settings import settings_below
 
 MODELS = tuple(
     ModelFile(f"{stem} [12345678]", f"/x/{stem}.pth", {"stem": stem})
@@ -186,33 +185,6 @@ def test_the_extensions_own_routes() -> None:
     assert types["Canny"]["default_model"] == "control_v11p_sd15_canny [12345678]"
     assert types["Tile"]["model_list"] == ["None", "control_v11f1e_sd15_tile [12345678]"]
     assert types["All"]["default_model"] == "None"
-
-
-def test_detecting_answers_one_picture_for_each(tmp_path: Any) -> None:
-    answer = detect_images(
-        {
-            "controlnet_module": "canny",
-            "controlnet_input_images": [encoded(), encoded(8, 8)],
-            "controlnet_processor_res": 64,
-        },
-        settings_below(tmp_path),
-    )
-    sizes = [Image.open(io.BytesIO(base64.b64decode(one))).size for one in answer["images"]]
-    assert sizes == [(128, 64), (64, 64)] and answer["info"] == "Success"
-
-
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({"controlnet_module": "cany"}, "controlnet_module"),
-        ({"controlnet_module": "canny"}, "controlnet_input_images"),
-        ({"controlnet_module": "inpaint", "controlnet_input_images": ["x"]}, "controlnet_masks"),
-        ({"controlnet_module": "canny", "controlnet_input_images": ["x"]}, "controlnet_input_images"),
-    ],
-)
-def test_detecting_names_what_is_wrong(tmp_path: Any, body: dict[str, Any], field: str) -> None:
-    with pytest.raises(BadRequest, match=f"^{field}"):
-        detect_images(body, settings_below(tmp_path))
 
 
 def test_what_a_unit_says_and_nothing_is_done_with_is_named() -> None:

@@ -83,7 +83,7 @@ class _Making:
         sent = body.model_dump()
         if sent["infotext"]:
             sent = filled_in(kind, sent, body.model_fields_set)
-        job = await self.job(kind, sent, owner=_owner(request))
+        job = await self.job(kind, sent, owner=owner_of(request))
         request.scope["sd_cloud.job"] = job.id
         outcome = await with_pictures(self._service, job, request)
         return await asyncio.to_thread(self._made, job, sent, outcome)
@@ -149,7 +149,7 @@ class _Making:
         for field in ("upscaler_1", "upscaler_2"):
             if payload[field] != "None":
                 check_upscaler(payload[field], self._service.catalogue(), field)
-        job = Job("extras", payload, owner=_owner(request))
+        job = Job("extras", payload, owner=owner_of(request))
         request.scope["sd_cloud.job"] = job.id
         outcome = await with_pictures(self._service, job, request)
         shown = payload["show_extras_results"]
@@ -247,7 +247,7 @@ def _state(**running: Any) -> dict[str, Any]:
     return {**idle, **running}
 
 
-def _owner(request: Request) -> str:
+def owner_of(request: Request) -> str:
     """Whom the access gate let in; without one, the operator."""
     caller = request.scope.get("sd_cloud.caller")
     return caller.owner if caller is not None else "local"

@@ -6,14 +6,16 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
+from sd_cloud.dialects.idempotency import with_pictures
+from sd_cloud.dialects.sdapi import owner_of
 from sd_cloud.dialects.sdapi_checks import check_values
 from sd_cloud.dialects.sdapi_errors import NativeRoute, answer
-from sd_cloud.dialects.sdapi_pictures import checked_picture
+from sd_cloud.dialects.sdapi_pictures import encoded
 from sd_cloud.engines.diffusion.controlnet import api as controlnet_api
-from sd_cloud.engines.diffusion.preprocess.table import NETWORK_FILES, find_module
-from sd_cloud.errors import BadRequest, NotImplementedHere
+from sd_cloud.job import Job, Outcome
 from sd_cloud.service import Service
 from sd_cloud.settings import Settings
 
@@ -38,10 +40,13 @@ def router(service: Service, settings: Settings) -> APIRouter:
     async def shown_settings() -> Response:
         return answer(controlnet_api.settings_answer())
 
-    async def detect(body: dict[str, Any]) -> Response:
+    async def detect(request: Request, body: dict[str, Any]) -> Response:
         check_values(body)
-        prepared = await _fetched(service, body)
-        return answer(await asyncio.to_thread(controlnet_api.detect_images, prepared, settings))
+        payload = await asyncio.to_thread(controlnet_api.checked_detection, body, settings)
+        job = Job("detect", payload, owner=owner_of(request), options=dict(service.options()))
+        request.scope["sd_cloud.job"] = job.id
+        outcome = await with_pictures(service, job, request)
+        return await asyncio.to_thread(_detected, job, outcome)
 
     for path, endpoint in (
         ("/version", version),
@@ -55,20 +60,11 @@ def router(service: Service, settings: Settings) -> APIRouter:
     return routes
 
 
-async def _fetched(service: Service, body: dict[str, Any]) -> dict[str, Any]:
-    """The body with every picture checked, links fetched; refused where only the engine could do it."""
-    name = body.get("controlnet_module", "none")
-    module = find_module(name) if isinstance(name, str) else None
-    if module is not None and module.name in NETWORK_FILES:
-        raise NotImplementedHere(
-            f"{name} is a network, and networks run in the engine only: send it as a unit of a txt2img "
-            "request, whose answer ends with the control map",
-            field="controlnet_module",
-        )
-    fetched = dict(body)
-    for field in ("controlnet_input_images", "controlnet_masks"):
-        sent = body.get(field) or []
-        if not isinstance(sent, list) or not all(isinstance(one, str) for one in sent):
-            raise BadRequest("expected a list of pictures in base64", field=field)
-        fetched[field] = [await checked_picture(service, one, f"{field}[{i}]") for i, one in enumerate(sent)]
-    return fetched
+def _detected(job: Job, outcome: Outcome) -> Response:
+    """The extension's answer, pictures encoded; runs in a thread."""
+    content: dict[str, Any] = {"info": "Success"}
+    if outcome.info.get("poses"):
+        content["poses"] = outcome.info["poses"]
+    maps = outcome.of_role("control_map")
+    content["images"] = [encoded(one.image, "", job.option) for one in maps if one.image is not None]
+    return answer(content)

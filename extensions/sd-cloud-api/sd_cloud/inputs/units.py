@@ -77,6 +77,10 @@ def picture_slots(kind: Kind, payload: dict[str, Any]) -> Iterator[Slot]:
     if kind == "extras":
         yield from _extras(payload)
         return
+    if kind == "detect":
+        yield from _all(payload, "controlnet_input_images")
+        yield from _all(payload, "controlnet_masks")
+        return
     yield from _all(payload, "init_images")
     for name in SINGLE_PICTURES:
         yield from _nested(payload, name, name)

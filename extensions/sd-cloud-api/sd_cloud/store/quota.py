@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from sd_cloud.errors import QuotaExceeded
-from sd_cloud.job import Job
+from sd_cloud.job import LOOKING, Job
 from sd_cloud.store.schema import tasks, usage, users
 
 DAY_SECONDS = 86400
@@ -67,6 +67,8 @@ def pictures_asked_for(job: Job) -> int:
         except (ValueError, RecursionError):
             return 0  # its route refuses it
         return _count(body) if isinstance(body, dict) else 0
+    if job.kind in LOOKING:
+        return 0
     return 1 if job.kind == "extras" else _count(job.payload)
 
 

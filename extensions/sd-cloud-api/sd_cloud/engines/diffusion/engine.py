@@ -8,6 +8,7 @@ import logging
 import torch
 
 from sd_cloud.engines.base import Control, Report, Worker
+from sd_cloud.engines.diffusion.detection import run_detection
 from sd_cloud.engines.diffusion.extras import run_extras
 from sd_cloud.engines.diffusion.job_run import JobRun
 from sd_cloud.engines.diffusion.placement import placement_for
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class DiffusionWorker:
-    """Runs txt2img, img2img and extras jobs, one at a time."""
+    """Runs txt2img, img2img, extras and detect jobs, one at a time."""
 
     def __init__(self, settings: Settings) -> None:
         self.workshop = Workshop(settings, placement_for(settings.precision))
@@ -34,6 +35,8 @@ class DiffusionWorker:
                 return run_extras(
                     job, report, control, settings=self.workshop.settings, device=self.workshop.device
                 )
+            if job.kind == "detect":
+                return run_detection(job, report, control, settings=self.workshop.settings)
             if job.kind in ("txt2img", "img2img") and asks_for_script(job):
                 return run_script(
                     job,

@@ -1,11 +1,7 @@
-"""What sd-webui-controlnet's own routes answer, as plain data for the dialect. Never imports torch
-except in :func:`detect_images`, and there only for a preprocessor that is a network.
-"""
+"""What sd-webui-controlnet's own routes take and answer, as plain data. Never imports torch."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +13,7 @@ from sd_cloud.settings import Settings
 API_VERSION = 3
 UNIT_COUNT = 3
 DETECT_LIMIT = 64
+DETECT_NUMBERS = ("controlnet_processor_res", "controlnet_threshold_a", "controlnet_threshold_b")
 
 # Other words under which a control type's models and preprocessors go.
 _ALSO = {
@@ -39,7 +36,14 @@ _UNION = frozenset(
 )
 """The control types that a ControlNet Union model is listed under, too."""
 
-__all__ = ["control_types", "detect_images", "model_list", "module_list", "settings_answer", "version"]
+__all__ = [
+    "checked_detection",
+    "control_types",
+    "model_list",
+    "module_list",
+    "settings_answer",
+    "version",
+]
 
 
 def version() -> dict[str, int]:
@@ -81,45 +85,48 @@ def _control_type(tag: str, models: Sequence[ModelFile]) -> dict[str, Any]:
     }
 
 
-def detect_images(body: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """``POST /controlnet/detect``: the control maps of pictures, as base64 PNG.
+def checked_detection(body: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """``POST /controlnet/detect``: the payload of a job of kind ``detect``.
 
-    Takes seconds for large pictures: call it off the event loop. Raises BadRequest and
+    Looks for the preprocessor's weights: call it off the event loop. Raises BadRequest and
     NotImplementedHere naming the field.
     """
-    import numpy as np
-    from PIL import Image
-
-    from sd_cloud.engines.diffusion.controlnet.units import picture
-    from sd_cloud.engines.diffusion.preprocess.detect import Detection, detect
+    from sd_cloud.engines.diffusion.preprocess.detect import check_available
 
     name = body.get("controlnet_module", "none")
     module = find_module(name) if isinstance(name, str) else None
     if module is None:
         raise BadRequest("Module not available", field="controlnet_module")
-    images = body.get("controlnet_input_images") or []
-    if not isinstance(images, list) or not 0 < len(images) <= DETECT_LIMIT:
-        raise BadRequest(f"No image selected, or more than {DETECT_LIMIT}", field="controlnet_input_images")
-    masks = body.get("controlnet_masks") or []
-    if module.is_inpaint and (not isinstance(masks, list) or len(masks) != len(images)):
-        raise BadRequest(f"{name} needs one mask for each image", field="controlnet_masks")
-    detection = Detection(
-        resolution=module.resolution.settle(_number(body, "controlnet_processor_res")),
-        a=module.slider_1.settle(_number(body, "controlnet_threshold_a")),
-        b=module.slider_2.settle(_number(body, "controlnet_threshold_b")),
-    )
-    made = []
-    for place, sent in enumerate(images):
-        pixels = np.asarray(picture(sent, f"controlnet_input_images[{place}]"))
-        if module.is_inpaint:
-            mask = picture(masks[place], f"controlnet_masks[{place}]").convert("L")
-            grey = np.asarray(mask.resize((pixels.shape[1], pixels.shape[0])))
-            pixels = np.dstack([pixels, 255 - grey // 2])
-        buffer = io.BytesIO()
-        found = detect(module, pixels, detection, settings, field="controlnet_module")
-        Image.fromarray(found).save(buffer, "PNG")
-        made.append(base64.b64encode(buffer.getvalue()).decode("ascii"))
-    return {"info": "Success", "images": made}
+    if not module.makes_picture:
+        raise BadRequest(
+            f"Module not supported: {name} makes an embedding, no picture", field="controlnet_module"
+        )
+    images = _texts(body, "controlnet_input_images")
+    if not images:
+        raise BadRequest("No image selected", field="controlnet_input_images")
+    if len(images) > DETECT_LIMIT:
+        raise BadRequest(f"more than {DETECT_LIMIT} pictures", field="controlnet_input_images")
+    masks = _texts(body, "controlnet_masks") if module.is_inpaint else []
+    if module.is_inpaint and len(masks) != len(images):
+        raise BadRequest(
+            f"Preprocessor {name} requires `controlnet_masks` param: one mask for each picture",
+            field="controlnet_masks",
+        )
+    numbers = {name: _number(body, name) for name in DETECT_NUMBERS}
+    check_available(module, settings, field="controlnet_module")
+    return {
+        "controlnet_module": name,
+        "controlnet_input_images": images,
+        "controlnet_masks": masks,
+        **numbers,
+    }
+
+
+def _texts(body: Mapping[str, Any], name: str) -> list[str]:
+    sent = body.get(name) or []
+    if not isinstance(sent, list) or not all(isinstance(one, str) for one in sent):
+        raise BadRequest("expected a list of pictures: base64, data: URLs or links", field=name)
+    return sent
 
 
 def _number(body: Mapping[str, Any], name: str) -> float:

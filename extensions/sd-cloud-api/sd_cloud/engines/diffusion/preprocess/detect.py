@@ -8,7 +8,7 @@ on RGB pixels (recolor), because the same request is to give the same map.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,37 @@ class Detection:
     seed: int | None = None
 
 
+@dataclass(frozen=True)
+class Detected:
+    """A control map, and of a preprocessor that looks for people what it saw, in OpenPose's JSON form."""
+
+    map: Pixels
+    pose: Mapping[str, Any] | None = None
+
+
 def detect(
     module: Module, image: Pixels, detection: Detection, settings: Settings, *, field: str = "module"
 ) -> Pixels:
-    """The control map of ``image``; its size is the preprocessor's affair.
+    """The control map of ``image``; its size is the preprocessor's affair. Raises what `detected` does."""
+    return detected(module, image, detection, settings, field=field).map
+
+
+def check_available(module: Module, settings: Settings, *, field: str) -> None:
+    """Raises NotImplementedHere, naming the weights, for a network that is not here."""
+    if module.name not in _PLAIN:
+        weights_files(module, settings, field=field)
+
+
+def detected(
+    module: Module, image: Pixels, detection: Detection, settings: Settings, *, field: str = "module"
+) -> Detected:
+    """The control map of ``image``, and what else was seen.
 
     Raises NotImplementedHere, naming the weights, for one that needs a network that is not here.
     """
-    found = _PLAIN.get(module.name)
-    if found is not None:
-        return np.ascontiguousarray(found(image, detection))
+    plain = _PLAIN.get(module.name)
+    if plain is not None:
+        return Detected(np.ascontiguousarray(plain(image, detection)))
     files = weights_files(module, settings, field=field)
     from sd_cloud.engines.diffusion.placement import placement_for
     from sd_cloud.engines.diffusion.preprocess.loading import Bench
@@ -52,8 +73,10 @@ def detect(
 
     padded, size = _resized(rgb(image), detection.resolution)
     with Bench(files, placement_for(settings.precision).device) as bench:
-        made = _cut(NETWORKS[module.name](bench, padded, detection), size)
-    return np.ascontiguousarray(rgb(scribble(made) if "scribble" in module.name else made))
+        found = NETWORKS[module.name](bench, padded, detection)
+    seen = found if isinstance(found, Detected) else Detected(found)
+    made = _cut(seen.map, size)
+    return replace(seen, map=np.ascontiguousarray(rgb(scribble(made) if "scribble" in module.name else made)))
 
 
 def weights_files(module: Module, settings: Settings, *, field: str = "module") -> dict[str, Path]:

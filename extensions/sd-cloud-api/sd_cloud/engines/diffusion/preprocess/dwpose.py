@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sd_cloud.engines.diffusion.preprocess.detect import Detected
 from sd_cloud.engines.diffusion.preprocess.lines import Pixels
 from sd_cloud.engines.diffusion.preprocess.loading import Bench
-from sd_cloud.engines.diffusion.preprocess.pose_drawing import Person, Point, draw_people
+from sd_cloud.engines.diffusion.preprocess.pose_drawing import Person, Point, draw_people, people_json
 from sd_cloud.errors import CheckpointBroken
 
 Numbers = NDArray[Any]
@@ -35,10 +36,11 @@ JOINTS = (0, NECK, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 FACE, LEFT_HAND, RIGHT_HAND = slice(23, 91), slice(91, 112), slice(112, 133)
 
 
-def pose(bench: Bench, image: Pixels) -> Pixels:
+def pose(bench: Bench, image: Pixels) -> Detected:
     detector, points = (session(bench.files[name]) for name in (DETECTOR_FILE, POSE_FILE))
     people = [_person(_points(points, image, box)) for box in _boxes(detector, image)]
-    return draw_people(people, (image.shape[0], image.shape[1]), hand=True, face=True)
+    size = (image.shape[0], image.shape[1])
+    return Detected(draw_people(people, size, hand=True, face=True), people_json(people, size))
 
 
 def session(path: Path) -> Run:

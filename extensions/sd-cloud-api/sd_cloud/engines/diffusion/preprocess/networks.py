@@ -17,12 +17,12 @@ from sd_cloud.engines.diffusion.preprocess import (
     pose,
     teed,
 )
-from sd_cloud.engines.diffusion.preprocess.detect import Detection, lineart_standard
+from sd_cloud.engines.diffusion.preprocess.detect import Detected, Detection, lineart_standard
 from sd_cloud.engines.diffusion.preprocess.lines import Pixels
 from sd_cloud.engines.diffusion.preprocess.loading import Bench
 
-Network = Callable[[Bench, Pixels, Detection], Pixels]
-Plain = Callable[[Bench, Pixels], Pixels]
+Network = Callable[[Bench, Pixels, Detection], Pixels | Detected]
+Plain = Callable[[Bench, Pixels], Pixels | Detected]
 
 
 def _plain(make: Plain) -> Network:
@@ -66,4 +66,5 @@ NETWORKS: Mapping[str, Network] = {
     "openpose_full": _pose(hand=True, face=True),
     "openpose_hand": _pose(hand=True),
 }
-"""Each takes RGB pixels whose sides are multiples of 64 px, and gives a map of their size."""
+"""Each takes RGB pixels whose sides are multiples of 64 px, and gives a map of their size, with what else
+`Detected` has room for."""

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional
 
+from sd_cloud.engines.diffusion.preprocess.detect import Detected
 from sd_cloud.engines.diffusion.preprocess.lines import Pixels
 from sd_cloud.engines.diffusion.preprocess.loading import Bench
-from sd_cloud.engines.diffusion.preprocess.pose_drawing import Person, Point, draw_people
+from sd_cloud.engines.diffusion.preprocess.pose_drawing import Person, Point, draw_people, people_json
 from sd_cloud.engines.diffusion.preprocess.pose_groups import Joint, grouped
 from sd_cloud.engines.diffusion.preprocess.pose_networks import (
     BodyNet,
@@ -51,7 +52,7 @@ class Box:
         return image[self.y : self.y + self.side, self.x : self.x + self.side]
 
 
-def pose(bench: Bench, image: Pixels, *, body: bool, hands: bool, faces: bool) -> Pixels:
+def pose(bench: Bench, image: Pixels, *, body: bool, hands: bool, faces: bool) -> Detected:
     bgr = np.ascontiguousarray(image[:, :, ::-1])
     height, width = bgr.shape[:2]
     people = [
@@ -63,7 +64,9 @@ def pose(bench: Bench, image: Pixels, *, body: bool, hands: bool, faces: bool) -
         )
         for joints in grouped(*_body_maps(bench, bgr))
     ]
-    return draw_people(people, (height, width), body=body, hand=hands, face=faces)
+    size = (height, width)
+    drawn = draw_people(people, size, body=body, hand=hands, face=faces)
+    return Detected(drawn, people_json(people, size))
 
 
 # --- body ---------------------------------------------------------------------------------------

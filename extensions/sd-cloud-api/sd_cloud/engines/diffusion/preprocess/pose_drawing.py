@@ -6,6 +6,7 @@ import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,6 +41,35 @@ class Person:
     left_hand: Points | None = None
     right_hand: Points | None = None
     face: Points | None = None
+
+
+def people_json(
+    people: Sequence[Person], size: tuple[int, int], animals: Sequence[Points] = ()
+) -> dict[str, Any]:
+    """As OpenPose writes people down, and sd-webui-controlnet animals beside them.
+
+    Three numbers a point: x, y, and 1, or 0 where it was not seen. ``size``: height and width in px.
+    """
+    return {
+        "people": [
+            {
+                "pose_keypoints_2d": _numbers(one.body),
+                "face_keypoints_2d": _numbers(one.face),
+                "hand_left_keypoints_2d": _numbers(one.left_hand),
+                "hand_right_keypoints_2d": _numbers(one.right_hand),
+            }
+            for one in people
+        ],
+        "animals": [_numbers(one) for one in animals],
+        "canvas_height": size[0],
+        "canvas_width": size[1],
+    }
+
+
+def _numbers(points: Points | None) -> list[float] | None:
+    if not points:
+        return None
+    return [number for point in points for number in ((0.0, 0.0, 0.0) if point is None else (*point, 1.0))]
 
 
 def draw_people(

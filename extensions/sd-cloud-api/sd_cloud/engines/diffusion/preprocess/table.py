@@ -52,6 +52,12 @@ class Module:
     def is_inpaint(self) -> bool:
         return "inpaint" in self.name
 
+    @property
+    def makes_picture(self) -> bool:
+        """False: what it makes is an embedding."""
+        embeds = ("ip-adapter", "revision_", "clip_vision", "instant_id_face_embedding")
+        return not self.name.startswith(embeds)
+
 
 _GAMMA = Slider("Gamma Correction", 0.1, 2.0, 0.001, 1.0)
 _FIDELITY = Slider("Style Fidelity (only for Balanced mode)", 0.0, 1.0, 0.01, 0.5)
