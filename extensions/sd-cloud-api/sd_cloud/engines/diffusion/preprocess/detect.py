@@ -72,7 +72,7 @@ def detected(
     from sd_cloud.engines.diffusion.preprocess.networks import NETWORKS
 
     padded, size = _resized(rgb(image), detection.resolution)
-    with Bench(files, placement_for(settings.precision).device) as bench:
+    with Bench(files, placement_for(settings.precision).device, field) as bench:
         found = NETWORKS[module.name](bench, padded, detection)
     seen = found if isinstance(found, Detected) else Detected(found)
     made = _cut(seen.map, size)

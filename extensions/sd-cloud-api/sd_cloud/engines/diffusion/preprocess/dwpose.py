@@ -6,23 +6,16 @@ each. Both run on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from sd_cloud.engines.diffusion.preprocess.detect import Detected
 from sd_cloud.engines.diffusion.preprocess.lines import Pixels
 from sd_cloud.engines.diffusion.preprocess.loading import Bench
+from sd_cloud.engines.diffusion.preprocess.onnx_network import Numbers, Run, apart, session
 from sd_cloud.engines.diffusion.preprocess.pose_drawing import Person, Point, draw_people, people_json
-from sd_cloud.errors import CheckpointBroken
-
-Numbers = NDArray[Any]
-Run = Callable[[Numbers], list[Numbers]]
 
 DETECTOR_FILE, POSE_FILE = "openpose/yolox_l.onnx", "openpose/dw-ll_ucoco_384.onnx"
 DETECTOR_PX, PADDING_GREY, STRIDES_PX = 640, 114, (8, 16, 32)
@@ -43,23 +36,6 @@ def pose(bench: Bench, image: Pixels) -> Detected:
     return Detected(draw_people(people, size, hand=True, face=True), people_json(people, size))
 
 
-def session(path: Path) -> Run:
-    """Raises CheckpointBroken for what is no ONNX file."""
-    return _session(path, path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=2)
-def _session(path: Path, mtime_ns: int) -> Run:
-    import onnxruntime  # type: ignore[import-untyped]
-
-    try:
-        found = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a dozen kinds, without a common one of its own
-        raise CheckpointBroken(f"{path.name} is not an ONNX network: {str(error)[:200]}") from error
-    name = found.get_inputs()[0].name
-    return lambda values: list(found.run(None, {name: values}))
-
-
 def _boxes(detector: Run, image: Pixels) -> Sequence[Numbers]:
     """People as (left, top, right, bottom) px; the whole picture where only other things are seen."""
     share = min(DETECTOR_PX / image.shape[0], DETECTOR_PX / image.shape[1])
@@ -75,7 +51,7 @@ def _boxes(detector: Run, image: Pixels) -> Sequence[Numbers]:
         return []
     seen = scores[:, 0] > LEAST_BOX
     boxes, sure = boxes[seen], scores[seen, 0]
-    kept = [place for place in _apart(boxes, sure) if sure[place] > LEAST_PERSON]
+    kept = [place for place in apart(boxes, sure, OVERLAP) if sure[place] > LEAST_PERSON]
     return boxes[kept] if kept else [np.array([0, 0, image.shape[1], image.shape[0]])]
 
 
@@ -88,20 +64,6 @@ def _grid() -> tuple[Numbers, Numbers]:
         places.append(np.stack([across, down], axis=2).reshape(-1, 2))
         strides.append(np.full((side * side, 1), stride))
     return np.concatenate(places), np.concatenate(strides)
-
-
-def _apart(boxes: Numbers, scores: Numbers) -> list[int]:
-    """The surest boxes that do not overlap a surer one much."""
-    areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
-    order, kept = scores.argsort()[::-1], []
-    while order.size:
-        best, rest = order[0], order[1:]
-        kept.append(int(best))
-        low = np.maximum(boxes[best, :2], boxes[rest, :2])
-        high = np.minimum(boxes[best, 2:], boxes[rest, 2:])
-        shared = np.prod(np.maximum(0.0, high - low + 1), axis=1)
-        order = rest[shared / (areas[best] + areas[rest] - shared) <= OVERLAP]
-    return kept
 
 
 def _points(network: Run, image: Pixels, box: Numbers) -> Numbers:

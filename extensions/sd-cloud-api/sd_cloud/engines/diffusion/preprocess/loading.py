@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,12 +47,14 @@ def unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 class Bench:
     """What a network preprocessor works with: its files by the table's names, and a device.
 
-    Networks stay in memory between jobs, and on the device only while they work.
+    Networks stay in memory between jobs, and on the device only while they work. ``field`` is what an
+    error is said of.
     """
 
     files: Mapping[str, Path]
     device: torch.device = CPU
-    used: list[nn.Module] = field(default_factory=list)
+    field: str = "module"
+    used: list[nn.Module] = dataclasses.field(default_factory=list)
 
     def net(self, build: Callable[[], Net], convert: Convert = as_stored, *, file: str | None = None) -> Net:
         """The network of one file, the first if none is named.

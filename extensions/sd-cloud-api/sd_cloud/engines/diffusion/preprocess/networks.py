@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from sd_cloud.engines.diffusion.preprocess import (
     depth_anything,
     dwpose,
+    face_analysis,
     hed,
     leres,
     lineart,
@@ -60,6 +61,7 @@ NETWORKS: Mapping[str, Network] = {
     "depth_anything": lambda bench, image, how: depth_anything.depth(bench, image, second=False),
     "depth_anything_v2": lambda bench, image, how: depth_anything.depth(bench, image, second=True),
     "dw_openpose_full": _plain(dwpose.pose),
+    "instant_id_face_keypoints": _plain(face_analysis.keypoints),
     "openpose": _pose(),
     "openpose_face": _pose(face=True),
     "openpose_faceonly": _pose(body=False, face=True),

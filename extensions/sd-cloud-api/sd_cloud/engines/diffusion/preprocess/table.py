@@ -73,7 +73,11 @@ _OPENPOSE = f"{_BODY}, {_HAND}, {_FACE_POINTS}"
 _LERES = "leres/res101.pth, leres/latest_net_G.pth"
 _HED = "hed/ControlNetHED.pth"
 _PIDINET = "pidinet/table5_pidinet.pth"
-_FACE = "insightface/models/antelopev2"
+INSTANT_ID_FILES = tuple(
+    f"insightface/models/antelopev2/{name}" for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx")
+)
+FACE_ID_FILES = tuple(f"insightface/models/buffalo_l/{name}" for name in ("det_10g.onnx", "w600k_r50.onnx"))
+"""A network that finds faces, and one that tells people apart."""
 
 _ALL = (
     Module("none", "", ("InstructP2P",), priority=10),
@@ -146,8 +150,8 @@ _ALL = (
         "dw_openpose_full", "", ("OpenPose",), weights="openpose/yolox_l.onnx, openpose/dw-ll_ucoco_384.onnx"
     ),
     Module("facexlib", "", (), HIDDEN, weights="facexlib/detection_Resnet50_Final.pth"),
-    Module("instant_id_face_embedding", "", ("Instant-ID",), weights=_FACE),
-    Module("instant_id_face_keypoints", "", ("Instant-ID",), weights=_FACE),
+    Module("instant_id_face_embedding", "", ("Instant-ID",), weights=", ".join(INSTANT_ID_FILES)),
+    Module("instant_id_face_keypoints", "", ("Instant-ID",), weights=INSTANT_ID_FILES[0]),
     Module("ip-adapter-auto", "", ("IP-Adapter",), priority=1000, weights="clip_vision/clip_h.pth"),
     Module(
         "ip-adapter_clip_sd15",
@@ -158,8 +162,13 @@ _ALL = (
     ),
     Module("ip-adapter_clip_sdxl", "ip-adapter_clip_g", ("IP-Adapter",), weights="clip_vision/clip_g.pth"),
     Module("ip-adapter_clip_sdxl_plus_vith", "", ("IP-Adapter",), weights="clip_vision/clip_h.pth"),
-    Module("ip-adapter_face_id", "", ("IP-Adapter",), weights=_FACE),
-    Module("ip-adapter_face_id_plus", "", ("IP-Adapter",), weights=_FACE + ", clip_vision/clip_h.pth"),
+    Module("ip-adapter_face_id", "", ("IP-Adapter",), weights=", ".join(FACE_ID_FILES)),
+    Module(
+        "ip-adapter_face_id_plus",
+        "",
+        ("IP-Adapter",),
+        weights=", ".join((*FACE_ID_FILES, "clip_vision/clip_h.pth")),
+    ),
     Module(
         "ip-adapter_pulid", "", ("IP-Adapter",), HIDDEN, weights="clip_vision/EVA02_CLIP_L_336_psz14_s6B.pt"
     ),
@@ -289,6 +298,7 @@ NETWORK_FILES: Mapping[str, tuple[str, ...]] = {
     "depth_anything": ("depth_anything/depth_anything_vitl14.pth",),
     "depth_anything_v2": ("depth_anything_v2/depth_anything_v2_vitl.safetensors",),
     "dw_openpose_full": ("openpose/yolox_l.onnx", "openpose/dw-ll_ucoco_384.onnx"),
+    "instant_id_face_keypoints": INSTANT_ID_FILES[:1],
     "openpose": (_BODY,),
     "openpose_face": (_BODY, _FACE_POINTS),
     "openpose_faceonly": (_BODY, _FACE_POINTS),
