@@ -291,6 +291,15 @@ def test_options_are_frozen_by_name_or_as_a_whole() -> None:
     assert settings_from(["--freeze-settings"], {}).frozen_options == ("*",)
 
 
+def test_options_are_frozen_by_section_and_styles_files_may_be_patterns(tmp_path: Path) -> None:
+    command = ["--freeze-settings-in-sections", "sd, interrogate", "--styles-file", str(tmp_path / "*.csv")]
+    found = settings_from([*command, "--styles-file", "~/mine.csv", "--hide-ui-dir-config"], {})
+    assert found.frozen_sections == ("sd", "interrogate")
+    assert found.styles_patterns == (str(tmp_path / "*.csv"), str(Path("~/mine.csv").expanduser()))
+    assert found.paths_frozen
+    assert settings_from(["--data-dir", str(tmp_path)], {}).styles_patterns == (str(tmp_path / "styles.csv"),)
+
+
 def test_a_vae_for_everything_has_to_be_there(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--vae-path: there is no file"):
         settings_from(["--vae-path", str(tmp_path / "gone.safetensors")], {})

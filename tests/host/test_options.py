@@ -8,7 +8,7 @@ import pytest
 
 from sd_cloud.errors import BadRequest, NotAllowed, NotFound, SavingFailed
 from sd_cloud.host.folders import make_folders
-from sd_cloud.host.options import Options, OptionsUnreadable
+from sd_cloud.host.options import DEFAULTS, SECTIONS, Options, OptionsUnreadable, frozen_options
 from sd_cloud.settings import settings_below
 
 
@@ -104,6 +104,42 @@ def test_options_may_be_read_from_another_file(tmp_path: Path) -> None:
     options.change({"jpeg_quality": 42})
     assert Options(tmp_path, other)["jpeg_quality"] == 42
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_frozen_section_freezes_its_options_and_a_wrong_name_is_told(tmp_path: Path) -> None:
+    frozen = frozen_options(settings_below(tmp_path, frozen_sections=("saving-images", "interrogate")))
+    assert {"jpeg_quality", "interrogate_clip_max_length"} <= frozen
+    assert "CLIP_stop_at_last_layers" not in frozen
+    with pytest.raises(OptionsUnreadable, match="no section 'saving'; there are API"):
+        frozen_options(settings_below(tmp_path, frozen_sections=("saving",)))
+
+
+def test_every_option_stands_in_one_section_but_for_what_the_page_alone_keeps() -> None:
+    sections = json.loads(SECTIONS.read_text())
+    named = [name for names in sections.values() for name in names]
+    assert len(named) == len(set(named))
+    assert set(named) <= set(json.loads(DEFAULTS.read_text()))
+    left = set(json.loads(DEFAULTS.read_text())) - set(named)
+    assert left == {
+        "disabled_extensions",
+        "disable_all_extensions",
+        "restore_config_state_file",
+        "sd_checkpoint_hash",
+    }
+
+
+def test_where_pictures_go_can_be_frozen_as_a_whole(tmp_path: Path) -> None:
+    frozen = frozen_options(settings_below(tmp_path, paths_frozen=True, frozen_options=("tiling",)))
+    assert "outdir_samples" in frozen
+    assert "tiling" in frozen
+    assert "samples_format" not in frozen
+
+
+def test_what_a_flag_sets_at_the_start_counts_over_the_file(tmp_path: Path) -> None:
+    Options(tmp_path).change({"sd_model_checkpoint": "old"})
+    options = Options(tmp_path, set_at_start={"sd_model_checkpoint": "new"})
+    assert options["sd_model_checkpoint"] == "new"
+    assert Options(tmp_path)["sd_model_checkpoint"] == "old"
 
 
 def test_what_is_frozen_cannot_be_changed_and_the_rest_can(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class ModelFolders:
                 models / "ControlNet" / "annotators",
                 data_dir / "extensions" / "sd-webui-controlnet" / "annotator" / "downloads",
             ),
-            esrgan=(models / "ESRGAN",),
+            esrgan=(models / "ESRGAN", models / "RealESRGAN"),
             gfpgan=(models / "GFPGAN",),
             codeformer=(models / "Codeformer",),
         )
@@ -63,6 +63,7 @@ class Precision:
     lowvram: bool = False
     xformers: bool = False
     device_id: str | None = None
+    on_cpu: bool = False  # --use-cpu all: whatever GPU there is
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Settings:
     link_seconds: int = 24 * 3600
     # engine
     precision: Precision = field(default_factory=Precision)
+    ckpt: Path | None = None  # one more checkpoint, the first of all; it need not be there
     vae_path: Path | None = None  # the one VAE, whatever requests and options say
     no_hashing: bool = False
     sd_dynamic_cache: bool = False
@@ -144,6 +146,9 @@ class Settings:
     # the webui's options
     options_file: Path | None = None  # instead of the data dir's config.json
     frozen_options: tuple[str, ...] = ()  # names that nobody can change; "*" stands for all
+    frozen_sections: tuple[str, ...] = ()  # sections of the settings page whose options nobody can change
+    paths_frozen: bool = False  # --hide-ui-dir-config: nobody can change where pictures are saved
+    styles_files: tuple[str, ...] = ()  # instead of the data dir's styles.csv; names may be patterns
     # the pages
     filebrowser: bool = False
     always_hide_tabs: tuple[str, ...] = ()
@@ -155,6 +160,10 @@ class Settings:
     @property
     def outputs_dir(self) -> Path:
         return self.data_dir / "outputs"
+
+    @property
+    def styles_patterns(self) -> tuple[str, ...]:
+        return self.styles_files or (str(self.data_dir / "styles.csv"),)
 
     @property
     def exposed(self) -> bool:

@@ -90,6 +90,7 @@ def settings_of(values: Mapping[str, Any], environ: Mapping[str, str] = os.envir
         ),
         link_seconds=given["link_seconds"],
         precision=_precision(given),
+        ckpt=_path(given["ckpt"]),
         vae_path=_file("--vae-path", given["vae_path"]),
         no_hashing=given["no_hashing"],
         sd_dynamic_cache=given["sd_dynamic_cache"],
@@ -105,6 +106,9 @@ def settings_of(values: Mapping[str, Any], environ: Mapping[str, str] = os.envir
         queue_payload_bytes=int(given["queue_payload_kib"] * 1024),
         options_file=_path(given["ui_settings_file"]),
         frozen_options=("*",) if given["freeze_settings"] else _list(given["freeze_specific_settings"] or ""),
+        frozen_sections=_list(given["freeze_settings_in_sections"] or ""),
+        paths_frozen=given["hide_ui_dir_config"],
+        styles_files=tuple(str(_path(one)) for one in _list(given["styles_file"])),
         filebrowser=given["filebrowser"],
         always_hide_tabs=tuple(given["always_hide_tabs"]),
         enable_nsfw_censor=given["enable_nsfw_censor"],
@@ -140,7 +144,7 @@ def _folders(data_dir: Path, given: Mapping[str, Any]) -> ModelFolders:
         hypernetworks=with_added(own.hypernetworks, "hypernetwork_dir"),
         controlnets=with_added(own.controlnets, "controlnet_dir"),
         annotators=with_added(own.annotators, "controlnet_annotator_models_path"),
-        esrgan=with_added(own.esrgan, "esrgan_models_path"),
+        esrgan=with_added(own.esrgan, "esrgan_models_path", "realesrgan_models_path"),
         gfpgan=with_added(own.gfpgan, "gfpgan_models_path", "gfpgan_dir"),
         codeformer=with_added(own.codeformer, "codeformer_models_path"),
     )
@@ -156,7 +160,8 @@ def _precision(given: Mapping[str, Any]) -> Precision:
         medvram_sdxl=given["medvram_sdxl"],
         lowvram=given["lowvram"],
         xformers=given["xformers"],
-        device_id="cpu" if use_cpu & {"all", "sd"} else given["device_id"],
+        device_id=given["device_id"],
+        on_cpu=bool(use_cpu & {"all", "sd"}),
     )
 
 

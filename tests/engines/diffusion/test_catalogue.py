@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,19 @@ def settings(tmp_path: Path) -> Settings:
 
 def answer(name: str) -> Any:
     return json.loads((ANSWERS / f"{name}.json").read_text())
+
+
+def test_a_checkpoint_by_flag_is_the_first_of_all(settings: Settings, tmp_path: Path) -> None:
+    folder = settings.folders.checkpoints[0]
+    for path in (folder / "a.safetensors", folder / "z" / "b.safetensors", tmp_path / "own.safetensors"):
+        tensors(path)
+    outside = replace(settings, ckpt=tmp_path / "own.safetensors")
+    names = ["own.safetensors", "a.safetensors", "z/b.safetensors"]
+    assert [one.name for one in catalogue.scan(outside).checkpoints] == names
+    inside = replace(settings, ckpt=folder / "z" / "b.safetensors")
+    assert [one.name for one in catalogue.scan(inside).checkpoints] == ["z/b.safetensors", "a.safetensors"]
+    gone = replace(settings, ckpt=tmp_path / "gone.safetensors")
+    assert [one.name for one in catalogue.scan(gone).checkpoints] == ["a.safetensors", "z/b.safetensors"]
 
 
 def test_checkpoints_are_named_below_their_folder_and_ordered_by_number(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from sd_cloud.engines.diffusion.infotext import Names, Texts, infotext, quoted
 from sd_cloud.engines.diffusion.options import DEFAULTS, Options
 from sd_cloud.engines.diffusion.request import Request, parse_request
-from sd_cloud.engines.diffusion.styles import Style, apply_styles
+from sd_cloud.engines.diffusion.styles import Style, apply_styles, read_styles
 from sd_cloud.errors import BadRequest
 from sd_cloud.job import Job
 
@@ -175,6 +176,25 @@ def test_what_holds_a_separator_is_quoted(value: Any, text: Any) -> None:
 
 
 # --- styles ---------------------------------------------------------------------------------------
+
+
+def test_styles_of_several_files_stand_under_a_line_each(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_text("name,prompt,negative_prompt\nink,black ink,\n# no,x,y\n")
+    (tmp_path / "a.csv").write_text("name,text\nink,old ink\noil,oil\n")
+    found = read_styles([str(tmp_path / "*.csv"), str(tmp_path / "b.csv"), str(tmp_path / "none.csv")])
+    assert list(found) == [
+        "------------------ A -------------------",
+        "ink",
+        "oil",
+        "------------------ B -------------------",
+        "----------------- NONE -----------------",
+    ]
+    assert found["ink"] == Style("black ink", "")
+    assert list(read_styles([str(tmp_path / "a.csv")])) == ["ink", "oil"]
+
+
+def test_a_line_between_styles_is_none(tmp_path: Path) -> None:
+    assert apply_styles("cat", "", ["-- A --"], {"-- A --": Style(None, None)}) == ("cat", "", ["-- A --"])
 
 
 def test_a_style_stands_around_the_prompt_or_after_it() -> None:

@@ -12,6 +12,7 @@ from sd_cloud.engines.base import Checkpoint, Control
 from sd_cloud.errors import CheckpointNotFound, NotImplementedHere
 from sd_cloud.job import Job
 from sd_cloud.settings import Precision
+from sd_cloud.settings_from_flags import settings_from
 from tests.golden.golden import GOLDEN, decibels, install_models
 
 torch = pytest.importorskip("torch")
@@ -157,6 +158,17 @@ def test_one_vae_for_everything_wins_over_what_is_asked_for(worker: Any) -> None
     assert decibels(forced.image, other.image) > 60
     assert decibels(forced.image, own) < 50
     assert "VAE: tiny-vae.safetensors" in forced.infotext
+
+
+def test_a_machine_with_a_gpu_can_be_kept_off_it_by_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sd_cloud.engines.diffusion.placement import placement_for
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for command in (["--use-cpu", "all"], ["--use-cpu", "SD", "--device-id", "1"]):
+        found = placement_for(settings_from(command, {}).precision)
+        assert (found.device.type, found.dtype) == ("cpu", torch.float32)
+    others = placement_for(settings_from(["--use-cpu", "interrogate", "--device-id", "1"], {}).precision)
+    assert others.device == torch.device("cuda:1")
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ class _Lists:
         )
 
     async def get_prompt_styles(self) -> Response:
-        styles = await asyncio.to_thread(read_styles, self._settings.data_dir)
+        styles = await asyncio.to_thread(read_styles, self._settings.styles_patterns)
         return answer(
             [
                 {"name": name, "prompt": one.prompt, "negative_prompt": one.negative_prompt}

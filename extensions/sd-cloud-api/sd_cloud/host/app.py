@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import platform
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,15 +19,17 @@ from sd_cloud.app import OPEN_PATHS, attach
 from sd_cloud.dialects import sdapi, sdapi_controlnet
 from sd_cloud.engines.base import Engine
 from sd_cloud.engines.child import ChildEngine
-from sd_cloud.engines.diffusion.catalogue import scan
+from sd_cloud.engines.diffusion.catalogue import checkpoint_name, scan
 from sd_cloud.host.folders import make_folders
-from sd_cloud.host.options import Options
+from sd_cloud.host.options import Options, frozen_options
 from sd_cloud.inputs import Inputs
 from sd_cloud.outputs import Outputs
 from sd_cloud.safety import Censor
 from sd_cloud.service import Service
 from sd_cloud.settings import Settings
 from sd_cloud.store.sql import open_store
+
+log = logging.getLogger(__name__)
 
 ENGINE = "sd_cloud.engines.diffusion.engine:create"
 
@@ -38,7 +41,12 @@ def build(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     Raises OptionsUnreadable, DatabaseRefused, OSError.
     """
     make_folders(settings)
-    options = Options(settings.data_dir, settings.options_file, settings.frozen_options)
+    options = Options(
+        settings.data_dir,
+        settings.options_file,
+        frozen_options(settings),
+        set_at_start=_chosen_checkpoint(settings),
+    )
     engine = engine if engine is not None else ChildEngine(ENGINE, settings, scan=scan)
     service = Service(
         engine,
@@ -78,6 +86,16 @@ def build(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
             allow_credentials=True,
         )
     return app
+
+
+def _chosen_checkpoint(settings: Settings) -> dict[str, str]:
+    """``--ckpt`` is the checkpoint of requests that name none, whatever config.json says."""
+    if settings.ckpt is None:
+        return {}
+    if not settings.ckpt.is_file():
+        log.warning("--ckpt: there is no file %s; the service starts without it", settings.ckpt)
+        return {}
+    return {"sd_model_checkpoint": checkpoint_name(settings.ckpt, settings.folders.checkpoints)}
 
 
 def _lifespan(service: Service, engine: Engine) -> Callable[[FastAPI], Any]:

@@ -15,13 +15,17 @@ import tempfile
 import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sd_cloud.errors import BadRequest, NotAllowed, NotFound, SavingFailed
+from sd_cloud.settings import Settings
 
 log = logging.getLogger(__name__)
 
 DEFAULTS = Path(__file__).with_name("option_defaults.json")
+#: Names of options by the section of the webui's settings page that they stand in.
+SECTIONS = Path(__file__).with_name("option_sections.json")
 
 #: Texts shown on the settings page; the webui stores no value for them either.
 EXPLANATIONS = frozenset(
@@ -45,22 +49,53 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 }
 
 
+#: What the webui's --hide-ui-dir-config keeps from being changed.
+PATHS = frozenset(
+    {
+        *("clean_temp_dir_at_start", "temp_dir", "directories_filename_pattern", "samples_filename_pattern"),
+        *("outdir_samples", "outdir_txt2img_samples", "outdir_img2img_samples", "outdir_extras_samples"),
+        *("outdir_grids", "outdir_txt2img_grids", "outdir_save", "outdir_init_images"),
+    }
+)
+
+
 class OptionsUnreadable(ValueError):
-    """config.json is there but is no JSON object; the message names the file and the place."""
+    """config.json is no JSON object, or a flag names a section that is none; the message says which."""
+
+
+def frozen_options(settings: Settings) -> frozenset[str]:
+    """Names of options that nobody can change, from the launch flags. Raises OptionsUnreadable."""
+    sections: dict[str, list[str]] = json.loads(SECTIONS.read_text())
+    names = {*settings.frozen_options, *(PATHS if settings.paths_frozen else ())}
+    for section in settings.frozen_sections:
+        if section not in sections:
+            known = ", ".join(sorted(sections))
+            raise OptionsUnreadable(
+                f"--freeze-settings-in-sections: there is no section {section!r}; there are {known}"
+            )
+        names.update(sections[section])
+    return frozenset(names)
 
 
 class Options:
     """What ``config.json`` of a data dir says, over the webui's defaults."""
 
-    def __init__(self, data_dir: Path, file: Path | None = None, frozen: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        file: Path | None = None,
+        frozen: Collection[str] = (),
+        set_at_start: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Read ``config.json`` of the data dir, or another file, if there is one. Raises OptionsUnreadable.
 
-        ``frozen``: names of options that nobody can change; ``*`` stands for all.
+        ``frozen``: names of options that nobody can change; ``*`` stands for all. ``set_at_start``
+        counts instead of what the file says, and is written with the next change.
         """
         self.path = file or data_dir / "config.json"
         self._frozen = frozenset(frozen)
         self.defaults: Mapping[str, Any] = _defaults(data_dir)
-        self._given = _read(self.path)
+        self._given = {**_read(self.path), **set_at_start}
         self._writing = threading.Lock()
 
     def snapshot(self) -> dict[str, Any]:

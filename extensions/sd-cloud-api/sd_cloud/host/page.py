@@ -81,7 +81,9 @@ class Page:
         return native_side(self.service.catalogue().checkpoint(title) if title else None)
 
     def styles(self) -> list[str]:
-        return list(read_styles(self.settings.data_dir))
+        return [
+            name for name, one in read_styles(self.settings.styles_patterns).items() if one.prompt is not None
+        ]
 
 
 def owner_of(request: gr.Request) -> str:

@@ -71,7 +71,7 @@ def scan(settings: Settings) -> Catalogue:
     folders = settings.folders
     hashes = hash_book(settings)
     return Catalogue(
-        checkpoints=_checkpoints(folders.checkpoints, hashes),
+        checkpoints=_checkpoints(folders.checkpoints, hashes, settings.ckpt),
         vaes=_vaes(folders.vaes, folders.checkpoints),
         loras=_loras(folders.loras),
         embeddings=_embeddings(folders.embeddings),
@@ -111,27 +111,41 @@ def files_below(folder: Path, endings: Iterable[str]) -> Iterator[Path]:
                 yield path
 
 
-def _checkpoints(folders: tuple[Path, ...], hashes: HashBook) -> tuple[Checkpoint, ...]:
+def checkpoint_name(path: Path, folders: Iterable[Path]) -> str:
+    """A checkpoint's path below the folder it is in; of one outside them its file name."""
+    for folder in folders:
+        if path.is_relative_to(folder):
+            return path.relative_to(folder).as_posix()
+    return path.name
+
+
+def _checkpoints(folders: tuple[Path, ...], hashes: HashBook, first: Path | None) -> tuple[Checkpoint, ...]:
     found: dict[str, Checkpoint] = {}
+    if first is not None and first.is_file():
+        one = _checkpoint(checkpoint_name(first, folders), first, hashes)
+        found[one.name] = one
     for folder in folders:
         for path in files_below(folder, CHECKPOINT_ENDINGS):
             if path.stem.endswith(".vae"):
                 continue
             name = path.relative_to(folder).as_posix()
-            sha256 = hashes.known(path)
-            short = sha256[:10] if sha256 else None
-            sidecar = path.with_suffix(".yaml")
-            one = Checkpoint(
-                title=f"{name} [{short}]" if short else name,
-                name=name,
-                filename=str(path),
-                hash=short,
-                sha256=sha256,
-                config=str(sidecar) if sidecar.is_file() else None,
-                legacy_hash=legacy_hash(path),
-            )
-            found.setdefault(name, one)
+            found.setdefault(name, _checkpoint(name, path, hashes))
     return tuple(found.values())
+
+
+def _checkpoint(name: str, path: Path, hashes: HashBook) -> Checkpoint:
+    sha256 = hashes.known(path)
+    short = sha256[:10] if sha256 else None
+    sidecar = path.with_suffix(".yaml")
+    return Checkpoint(
+        title=f"{name} [{short}]" if short else name,
+        name=name,
+        filename=str(path),
+        hash=short,
+        sha256=sha256,
+        config=str(sidecar) if sidecar.is_file() else None,
+        legacy_hash=legacy_hash(path),
+    )
 
 
 def _vaes(folders: tuple[Path, ...], beside: tuple[Path, ...]) -> tuple[ModelFile, ...]:

@@ -67,7 +67,9 @@ class JobState:
         """The names of what is used, and the prompts of all pictures."""
         vae = self.vae_for(self.checkpoint)
         self.names = self.workshop.names(self.checkpoint, vae)
-        self.texts = texts_of(self.request, self.options, self.workshop.settings.data_dir, self.comments)
+        self.texts = texts_of(
+            self.request, self.options, self.workshop.settings.styles_patterns, self.comments
+        )
         self.passes = self.request.n_iter * (2 if self.request.hires else 1)
         self.generator = GlobalSource(self.texts.seeds[0])
 

@@ -14,12 +14,13 @@ log = logging.getLogger(__name__)
 
 
 def placement_for(precision: Precision) -> Placement:
-    """float32 on the CPU; on CUDA half precision, unless ``--no-half`` or ``--precision full``.
+    """float32 on the CPU, on CUDA half precision, unless ``--no-half`` or ``--precision full``.
 
+    ``--use-cpu all`` or ``sd`` means the CPU, whatever there is.
     ``--medvram``, ``--medvram-sdxl`` and ``--lowvram`` save memory of a GPU and mean nothing on the CPU.
     ``--no-half-vae`` keeps the VAE in float32.
     """
-    if not torch.cuda.is_available():
+    if precision.on_cpu or not torch.cuda.is_available():
         return Placement()
     device = torch.device(f"cuda:{precision.device_id}" if precision.device_id else "cuda")
     full = precision.no_half or precision.precision == "full"

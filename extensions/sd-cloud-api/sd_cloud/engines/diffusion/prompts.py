@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sd_cloud.engines.diffusion.infotext import Texts
 from sd_cloud.engines.diffusion.options import Options
@@ -18,17 +18,20 @@ class Pair:
     negative: str
 
 
-def texts_of(request: Request, options: Options, data_dir: Path, comments: list[str]) -> Texts:
-    """Prompts and seeds of every picture. ``comments`` hears of styles that are not there."""
+def texts_of(request: Request, options: Options, styles: Sequence[str], comments: list[str]) -> Texts:
+    """Prompts and seeds of every picture. ``comments`` hears of styles that are not there.
+
+    ``styles``: where they are read from, as ``--styles-file`` takes it.
+    """
     count = request.count
-    first = _written(request, options, data_dir, Pair(request.prompt, request.negative_prompt), comments)
+    first = _written(request, options, styles, Pair(request.prompt, request.negative_prompt), comments)
     hires = None
     if request.hires is not None:
         own = Pair(
             request.hires.prompt or request.prompt,
             request.hires.negative_prompt or request.negative_prompt,
         )
-        hires = _written(request, options, data_dir, own, [])
+        hires = _written(request, options, styles, own, [])
     seeds = request.seeds
     varied = seeds.subseed_strength != 0
     return Texts(
@@ -41,11 +44,13 @@ def texts_of(request: Request, options: Options, data_dir: Path, comments: list[
     )
 
 
-def _written(request: Request, options: Options, data_dir: Path, pair: Pair, comments: list[str]) -> Pair:
+def _written(
+    request: Request, options: Options, styles: Sequence[str], pair: Pair, comments: list[str]
+) -> Pair:
     prompt, negative = pair.prompt, pair.negative
     if request.styles:
-        styles = read_styles(data_dir)
-        prompt, negative, unknown = apply_styles(prompt, negative, request.styles, styles)
+        known = read_styles(styles)
+        prompt, negative, unknown = apply_styles(prompt, negative, request.styles, known)
         if unknown:
             comments.append(f"Style not found: {', '.join(unknown)}")
     if options.flag("enable_prompt_comments"):
