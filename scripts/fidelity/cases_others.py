@@ -198,7 +198,6 @@ def _options() -> Iterator[Case]:
     yield _with("sgm_noise_multiplier", sgm_noise_multiplier=True)
     yield from _token_merging()
     yield _with("face_restoration_model", face_restoration_model="GFPGAN")
-    yield _with("fp8_storage", fp8_storage="Enable")
     yield _with("sd_unet None", sd_unet="None")
     yield _with("sd_hypernetwork None", sd_hypernetwork="None")
     yield _with("live previews off", live_previews_enable=False)
@@ -228,6 +227,33 @@ def _tiny_vaes() -> Iterator[Case]:
     lanczos = hires_fields(hr_upscaler="Lanczos")
     yield case("TAESD", "both by TAESD, hires Lanczos", **lanczos, override_settings=both)
     yield under(case("TAESD", "decoding by TAESD, the host's option"), **decode)
+
+
+def _eight_bits() -> Iterator[Case]:
+    lora = f"{CAT} <lora:tiny-style:0.8>"
+    several = f"{lora} <lora:tiny-second:0.5>"
+    for name, fields in (
+        ("Enable", {}),
+        ("Enable, 2 batches of 2", {"n_iter": 2, "batch_size": 2}),
+        ("Enable, DPM++ 2M", {"sampler_name": "DPM++ 2M", "steps": 8}),
+        ("Enable, a LoRA", {"prompt": lora}),
+        ("Enable, two LoRAs", {"prompt": several}),
+        ("Enable, hires Lanczos", hires_fields(hr_upscaler="Lanczos")),
+    ):
+        yield case("FP8", name, **fields, override_settings={"fp8_storage": "Enable"})
+        if "LoRA" in name:
+            cached = {"fp8_storage": "Enable", "cache_fp16_weight": True}
+            yield under(case("FP8", f"{name}, FP16 weights cached", **fields), **cached)
+    yield case(
+        "FP8", "Enable, img2img", "img2img", **source(0.5), override_settings={"fp8_storage": "Enable"}
+    )
+    option = {"fp8_storage": "Enable"}
+    yield under(case("FP8", "Enable by option, img2img", "img2img", **source(0.5)), **option)
+    for model in ("tiny-a", "tiny-sd2v", "tiny-sdxl"):
+        asked = {"sd_model_checkpoint": f"{model}.safetensors", "fp8_storage": "Enable for SDXL"}
+        yield case("FP8", f"Enable for SDXL, {model}", override_settings=asked)
+    asked = {"sd_model_checkpoint": "tiny-sd2v.safetensors", "fp8_storage": "Enable"}
+    yield case("FP8", "Enable, tiny-sd2v", override_settings=asked)
 
 
 def _scripts() -> Iterator[Case]:
@@ -354,6 +380,7 @@ def cases() -> Iterator[Case]:
     yield from _seeing_more()
     yield from _options()
     yield from _tiny_vaes()
+    yield from _eight_bits()
     yield from _scripts()
     yield from _extras()
     yield from _refusals()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sd_cloud.engines.diffusion.eight_bits import Storage
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.request import Request
 
@@ -48,8 +49,12 @@ def infotext(
     user: str | None = None,
     inpainting: bool = False,
     image_cfg_scale: float | None = None,
+    storage: Storage | None = None,
 ) -> str:
-    """The text of picture ``index``. ``marks`` are the webui's ``extra_generation_params``."""
+    """The text of picture ``index``. ``marks`` are the webui's ``extra_generation_params``.
+
+    ``storage``: what was asked for, where weights are held in 8 bits.
+    """
     strength = request.seeds.subseed_strength
     seeds = request.seeds
     clip_skip = options.whole("CLIP_stop_at_last_layers")
@@ -67,8 +72,8 @@ def infotext(
         "Size": f"{request.width}x{request.height}",
         "Model hash": names.model_hash if options.flag("add_model_hash_to_info") else None,
         "Model": names.model if options.flag("add_model_name_to_info") else None,
-        "FP8 weight": None,
-        "Cache FP16 weight for LoRA": None,
+        "FP8 weight": storage.fp8 if storage else None,
+        "Cache FP16 weight for LoRA": storage.keeps_half if storage else None,
         "VAE hash": names.vae_hash if options.flag("add_vae_hash_to_info") else None,
         "VAE": names.vae if options.flag("add_vae_name_to_info") else None,
         "Variation seed": texts.subseeds[index] if strength != 0 else None,

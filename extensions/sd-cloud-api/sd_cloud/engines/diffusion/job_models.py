@@ -57,7 +57,8 @@ class JobModels:
 
     def _load(self, checkpoint: Checkpoint) -> Model:
         """A checkpoint in memory, its convolutions circular when the job tiles."""
-        model = self._state.workshop.model(checkpoint)
+        model = self._state.workshop.model(checkpoint, self._state.storage)
+        self._state.in_8_bits = model.storage.in_8_bits
         if id(model) not in self._tiled:
             self._tiled.add(id(model))
             tiled = (model.unet, model.vae)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from sd_cloud.engines.base import Control, Report
 from sd_cloud.engines.diffusion import sd3
 from sd_cloud.engines.diffusion.controlnet import control as controlnet
 from sd_cloud.engines.diffusion.controlnet.units import control_units, unit_infotext, unit_remarks
+from sd_cloud.engines.diffusion.eight_bits import computing
 from sd_cloud.engines.diffusion.faces import restore_face
 from sd_cloud.engines.diffusion.finishing import grid_of, placed, unit_batch
 from sd_cloud.engines.diffusion.img2img import Prepared
@@ -55,7 +56,8 @@ class JobRun:
             if isinstance(models.current, sd3.Sd3Model):
                 state.request = sd3.fitted(state.request)
                 state.comments += models.current.notes
-            passes = self._passes(models)
+            with self._computing(models, first=True):
+                passes = self._passes(models)
             maps = passes.controls.maps if passes.controls else ()
             for number in range(state.request.n_iter):
                 state.control.take_skip()
@@ -65,6 +67,16 @@ class JobRun:
         if state.control.verdict == "cancel":
             raise Cancelled("the task was cancelled while it ran")
         return self._outcome(made, maps, time.monotonic() - started)
+
+    def _computing(self, models: JobModels, *, first: bool = False) -> AbstractContextManager[object]:
+        """The precision that the model's storage calls for.
+
+        What a request asks for comes into force with the first batch in the webui, after the source
+        pictures are encoded; the host's own option is in force before.
+        """
+        if first and "fp8_storage" in self.state.options.own:
+            return nullcontext()
+        return computing(models.current.storage, self.state.workshop.device)
 
     def _passes(self, models: JobModels) -> Passes:
         """All that is prepared once."""
@@ -88,7 +100,8 @@ class JobRun:
         state, size = self.state, self.state.request.batch_size
         state.batch = slice(number * size, (number + 1) * size)
         models.switch(state.checkpoint)  # hires fix or a refiner may have left another at work
-        latents, first_passes = passes.latents()
+        with self._computing(models):
+            latents, first_passes = passes.latents()
         decoded = models.chosen_coder().decode(latents)
         state.pass_no = min(state.pass_no + 1, state.passes)
         return [*first_passes, *self._finish(decoded, passes.source, passes.controls)]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sd_cloud.engines.base import Checkpoint, Control, ModelFile, Report
 from sd_cloud.engines.diffusion import hires
+from sd_cloud.engines.diffusion.eight_bits import wanted_storage
 from sd_cloud.engines.diffusion.infotext import infotext
 from sd_cloud.engines.diffusion.models_wanted import wanted_checkpoint, wanted_vae
 from sd_cloud.engines.diffusion.networks import Networks
@@ -35,8 +36,9 @@ class JobState:
     """``marks`` become the infotext's ``extra_generation_params``, ``comments`` go into ``info``.
 
     ``batch`` is where the pictures of the batch at work stand among all pictures, ``generator`` what
-    is drawn from beside their noise, ``merging_ratio`` how many tokens the model at work merges. Raises
-    BadRequest for a request that cannot be read, and the errors of names that are not there.
+    is drawn from beside their noise, ``merging_ratio`` how many tokens the model at work merges,
+    ``in_8_bits`` whether its weights are held so. Raises BadRequest for a request that cannot be read,
+    and the errors of names that are not there.
     """
 
     def __init__(self, workshop: Workshop, job: Job, report: Report, control: Control) -> None:
@@ -57,6 +59,8 @@ class JobState:
         self.random = RandomKind(self.options.text("randn_source"), workshop.device)
         self.began = datetime.datetime.now()
         self.inpainting = False
+        self.storage = wanted_storage(self.options)
+        self.in_8_bits = False
         self.device_generator: TorchSource | None = None
         self.image_cfg_scale: float | None = None
         self.batch = slice(0, 0)
@@ -127,4 +131,5 @@ class JobState:
             user=self.job.owner,
             inpainting=self.inpainting,
             image_cfg_scale=self.image_cfg_scale,
+            storage=self.storage if self.in_8_bits else None,
         )

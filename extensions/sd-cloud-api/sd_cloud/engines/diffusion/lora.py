@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_cloud.engines.base import Catalogue, ModelFile
+from sd_cloud.engines.diffusion.eight_bits import EIGHT_BITS
 from sd_cloud.engines.diffusion.embeddings import BUNDLED, Embedding, EmbeddingShelf, bundled_embeddings
 from sd_cloud.engines.diffusion.hashes import HashBook
 from sd_cloud.engines.diffusion.layout import INPAINTING_CHANNELS
@@ -159,32 +160,34 @@ class LoraShelf:
         failed = []
         for names in _together(model, found):
             try:
-                changes = [self._change(found[name], by_layer[name], wanted) for name in names]
+                changes = [self._change(model, found[name], by_layer[name], wanted) for name in names]
             except RuntimeError as error:
                 failed += [f"{name} ({str(error).splitlines()[0]})" for name in names]
                 continue
             for name, change in zip(names, changes, strict=True):
-                self._add(state, found[name].module, change)
+                self._add(model, state, found[name].module, change)
         if failed:
             few = "; ".join(failed[:3])
             return [f"Networks with errors: {wanted.name} ({len(failed)} layers not applied: {few})"]
         return []
 
-    def _change(self, layer: Layer, parts: dict[str, Tensor], wanted: Wanted) -> Delta:
+    def _change(self, model: Model, layer: Layer, parts: dict[str, Tensor], wanted: Wanted) -> Delta:
         multiplier = wanted.text_multiplier if layer.of_text else wanted.unet_multiplier
-        return delta(parts, _seen(layer.module), multiplier, wanted.dynamic_rank)
+        weight = _seen(_base(model, layer.module)[0])
+        return delta(parts, weight, multiplier, wanted.dynamic_rank)
 
-    def _add(self, state: _State, module: nn.Module, change: Delta) -> None:
+    def _add(self, model: Model, state: _State, module: nn.Module, change: Delta) -> None:
         weight = module.weight
         assert isinstance(weight, nn.Parameter)
         self._remember(state, weight)
-        seen = _seen(module)
-        target = weight[:, :4] if seen.shape != weight.shape else weight
-        target.copy_((seen.float() + change.weight).to(weight.dtype))
+        base, base_bias = _base(model, module)
+        # bfloat16 where a change of weights in 8 bits was computed so
+        seen = _seen(base).to(change.weight.dtype)
+        _seen(weight).copy_((seen + change.weight).to(weight.dtype))
         bias = getattr(module, "bias", None)
-        if change.bias is not None and isinstance(bias, nn.Parameter):
+        if change.bias is not None and isinstance(bias, nn.Parameter) and base_bias is not None:
             self._remember(state, bias)
-            bias.copy_((bias.float() + change.bias).to(bias.dtype))
+            bias.copy_((base_bias.float() + change.bias).to(bias.dtype))
 
     def _remember(self, state: _State, parameter: nn.Parameter) -> None:
         if parameter not in state.originals:
@@ -204,11 +207,24 @@ class LoraShelf:
         return self._files[key]
 
 
-def _seen(module: nn.Module) -> Tensor:
+def _base(model: Model, module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """What a LoRA's change is added to: weight and bias as they are now.
+
+    Where ``cache_fp16_weight`` keeps them in 16 bits it is those, so that of several LoRAs for a layer
+    only the last counts, as in the webui.
+    """
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, nn.Parameter)
+    weight, bias = model.halves.get(module, (weight, bias))
+    if weight.dtype == EIGHT_BITS:  # nothing is computed in it
+        weight, bias = weight.float(), None if bias is None else bias.float()
+    device = module.weight.device
+    return weight.detach().to(device), None if bias is None else bias.detach().to(device)
+
+
+def _seen(weight: Tensor) -> Tensor:
     """A layer's weight; of an inpainting model's first layer, what it sees of the latent itself."""
-    parameter = module.weight
-    assert isinstance(parameter, nn.Parameter)
-    weight = parameter.detach()
+    weight = weight.detach()
     return weight[:, :4] if weight.ndim == 4 and weight.shape[1] == INPAINTING_CHANNELS else weight
 
 

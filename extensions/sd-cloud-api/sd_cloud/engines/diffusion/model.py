@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor, nn
 
+from sd_cloud.engines.diffusion.eight_bits import PLAIN, Halves, Storage, convertible, hold_in_8_bits
 from sd_cloud.engines.diffusion.layout import UNET, VAE, Layout, read_sidecar, recognise, vae_config
 from sd_cloud.engines.diffusion.text_encoders import TextEncoder, assign, build_text_encoder
 from sd_cloud.engines.diffusion.unet_shape import double_then_resize
@@ -42,7 +43,10 @@ class Placement:
 
 @dataclass(eq=False)
 class Model:
-    """A checkpoint in memory. ``alphas_cumprod``: [timesteps] float32, on the CPU."""
+    """A checkpoint in memory. ``alphas_cumprod``: [timesteps] float32, on the CPU.
+
+    ``halves`` are the weights of layers before they were stored in 8 bits, where they are kept.
+    """
 
     file: Path
     layout: Layout
@@ -53,6 +57,8 @@ class Model:
     alphas_cumprod: Tensor
     prediction: str
     bytes_in_memory: int = 0
+    storage: Storage = PLAIN
+    halves: Halves = field(default_factory=dict)
 
     @property
     def saving(self) -> Saving:
@@ -80,9 +86,12 @@ class Model:
         """Whether a part's layers come to the device and go one by one."""
         return self.saving == "lowvram" and part is self.unet
 
-    def settle(self) -> None:
-        """Put every part where it waits for its turn, once all are built."""
+    def settle(self, storage: Storage = PLAIN) -> None:
+        """Hold the weights as asked and put every part where it waits, once all are built."""
         placement = self.placement
+        self.storage = storage.for_family(sdxl=self.is_sdxl)
+        if self.storage.in_8_bits:
+            self.halves = hold_in_8_bits(self._convertible(), keep_half=self.storage.keeps_half)
         if self.saving == "lowvram":
             apply_group_offloading(
                 self.unet,
@@ -101,17 +110,25 @@ class Model:
             tensor.numel() * tensor.element_size() for part in self.parts() for tensor in part.parameters()
         )
 
+    def _convertible(self) -> Iterator[nn.Module]:
+        """Of OpenCLIP, whose q, k and v are one parameter in the webui, those are not."""
+        together = [one.model for one in self.text if one.kind == "open_clip" and self.prediction != "flow"]
+        for part in self.parts():
+            if part is not self.vae:
+                left_out = ("q_proj", "k_proj", "v_proj") if part in together else ()
+                yield from convertible(part, left_out=left_out)
+
     def parts(self) -> tuple[nn.Module, ...]:
         return (self.unet, self.vae, *(encoder.model for encoder in self.text))
 
 
-def load_model(path: Path, sidecar: Path | None, placement: Placement) -> Model:
+def load_model(path: Path, sidecar: Path | None, placement: Placement, storage: Storage = PLAIN) -> Model:
     """Build every part of a checkpoint from its file. Raises CheckpointBroken."""
     tensors = read_tensors(path)
     from sd_cloud.engines.diffusion import sd3  # it builds on this module
 
     if sd3.is_sd3(tensors):
-        return sd3.load_sd3(path, tensors, placement)
+        return sd3.load_sd3(path, tensors, placement, storage)
     layout = recognise(tensors, read_sidecar(sidecar), path.name)
     unet = build_unet(tensors, layout, path.name, placement.dtype)
     vae = build_vae(tensors, VAE, layout.vae, path.name, placement.vae_dtype)
@@ -128,10 +145,10 @@ def load_model(path: Path, sidecar: Path | None, placement: Placement) -> Model:
         prediction=layout.prediction,
     )
     del tensors, alphas
-    model.settle()
+    model.settle(storage)
     if model.prediction == "unknown":
         model.bring(unet)
-        model.prediction = "v" if predicts_v(unet, placement.device) else "epsilon"
+        model.prediction = "v" if predicts_v(unet, placement) else "epsilon"
     return model
 
 
@@ -180,13 +197,13 @@ def schedule(layout: Layout) -> Tensor:
 
 
 @torch.no_grad()
-def predicts_v(unet: UNet2DConditionModel, device: torch.device) -> bool:
+def predicts_v(unet: UNet2DConditionModel, placement: Placement) -> bool:
     """Whether an SD 2 U-Net predicts v: at the noisiest step v is near ``-x0`` and epsilon near ``x``.
 
     The same trial that the webui makes for SD 2 checkpoints without a yaml.
     """
-    like = {"device": device, "dtype": next(unet.parameters()).dtype}
+    like: dict[str, Any] = {"device": placement.device, "dtype": placement.dtype}
     latent = torch.full((1, unet.config.in_channels, 8, 8), 0.5, **like)
     context = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, **like)
-    out = unet(latent, torch.tensor([999.0], device=device), context).sample
+    out = unet(latent, torch.tensor([999.0], device=placement.device), context).sample
     return float((out - latent).float().mean()) < -1.0

@@ -32,6 +32,8 @@ DEFAULTS: dict[str, Any] = {
     "face_restoration": False,
     "face_restoration_model": "CodeFormer",
     "code_former_weight": 0.5,
+    "cache_fp16_weight": False,
+    "fp8_storage": "Disable",
     "grid_background_color": "#ffffff",
     "grid_only_if_multiple": True,
     "grid_prevent_empty_spots": False,

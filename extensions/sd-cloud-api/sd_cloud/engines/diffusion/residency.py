@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from sd_cloud.engines.base import Checkpoint
+from sd_cloud.engines.diffusion.eight_bits import PLAIN, Storage
 from sd_cloud.engines.diffusion.model import Model, Placement, load_model, load_vae
 from sd_cloud.engines.diffusion.placement import fast_attention
 from sd_cloud.errors import CheckpointNotFound
@@ -41,16 +42,16 @@ class Residents:
     def __len__(self) -> int:
         return len(self._models)
 
-    def model(self, checkpoint: Checkpoint) -> Model:
-        """The checkpoint, loaded. Raises CheckpointNotFound and CheckpointBroken."""
+    def model(self, checkpoint: Checkpoint, storage: Storage = PLAIN) -> Model:
+        """The checkpoint, loaded and held as asked. Raises CheckpointNotFound and CheckpointBroken."""
         path = Path(checkpoint.filename)
         sidecar = path.with_suffix(".yaml")
         key = (_mark(path), _mark(sidecar) if sidecar.is_file() else None)
         found = self._models.get(key)
-        if found is None:
+        if found is None or found.storage != storage.for_family(sdxl=found.is_sdxl):
             self._drop([old for old, model in self._models.items() if model.file == path])
             self._make_room(self._size_in_memory(path))
-            found = load_model(path, sidecar, self.placement)
+            found = load_model(path, sidecar, self.placement, storage)
             fast_attention(found.unet, self.placement)
             self._models[key] = found
         self._models.move_to_end(key)

@@ -20,6 +20,7 @@ from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoi
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sd_cloud.engines.diffusion.eight_bits import PLAIN, Storage
 from sd_cloud.engines.diffusion.layout import UNET, VAE, Layout, vae_config
 from sd_cloud.engines.diffusion.model import Model, Placement, build_vae
 from sd_cloud.engines.diffusion.request import Request
@@ -105,7 +106,7 @@ class Sd3Model(Model):
         return (*super().parts(), *((self.t5.model,) if self.t5 else ()))
 
 
-def load_sd3(path: Path, tensors: Tensors, placement: Placement) -> Sd3Model:
+def load_sd3(path: Path, tensors: Tensors, placement: Placement, storage: Storage = PLAIN) -> Sd3Model:
     """Build every part. Raises CheckpointBroken, naming the file, or the text encoder that is missing."""
     files = TextFiles.beside(path)
     clip_l = _clip_l(tensors, files, path.name, placement)
@@ -132,7 +133,7 @@ def load_sd3(path: Path, tensors: Tensors, placement: Placement) -> Sd3Model:
         notes=notes,
     )
     gc.collect()
-    model.settle()
+    model.settle(storage)
     return model
 
 

@@ -8,12 +8,11 @@ from sd_cloud.errors import NotImplementedHere
 from sd_cloud.job import Job
 
 DEFAULTS: dict[str, Any] = {
-    "fp8_storage": "Disable",
     "sd_unet": "Automatic",
 }
 """Each with the one value that is served: the webui's default."""
 
-ALSO_PLAIN = {"fp8_storage": ("Disable", False, None), "sd_unet": ("Automatic", "None", None)}
+ALSO_PLAIN = {"sd_unet": ("Automatic", "None", None)}
 
 
 def check_unsupported(job: Job) -> list[str]:

@@ -13,6 +13,7 @@ from sd_cloud.engines.base import Catalogue, Checkpoint, ModelFile
 from sd_cloud.engines.diffusion import catalogue as catalogues
 from sd_cloud.engines.diffusion.conditioning import TextCache
 from sd_cloud.engines.diffusion.controlnet.control import ControlNetShelf
+from sd_cloud.engines.diffusion.eight_bits import PLAIN, Storage
 from sd_cloud.engines.diffusion.embeddings import EmbeddingShelf
 from sd_cloud.engines.diffusion.hashes import HashBook
 from sd_cloud.engines.diffusion.hypernetworks import HypernetShelf
@@ -67,8 +68,8 @@ class Workshop:
             self._seen = mark
         return self._catalogue
 
-    def model(self, checkpoint: Checkpoint) -> Model:
-        return self.residents.model(checkpoint)
+    def model(self, checkpoint: Checkpoint, storage: Storage = PLAIN) -> Model:
+        return self.residents.model(checkpoint, storage)
 
     def coder(self, model: Model, vae: ModelFile | None, tiny: Tiny = NO_TINY) -> Coder:
         """The VAE to use with a model: its own, or the one in a file; TAESD for what ``tiny`` does."""

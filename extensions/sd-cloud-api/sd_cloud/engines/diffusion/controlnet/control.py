@@ -33,6 +33,7 @@ from sd_cloud.engines.diffusion.controlnet.maps import Canvas, Map, fit, perfect
 from sd_cloud.engines.diffusion.controlnet.model import ControlNet, load_control_model
 from sd_cloud.engines.diffusion.controlnet.reference import Draw, Injection, Reference
 from sd_cloud.engines.diffusion.controlnet.units import ControlUnit, find_control_model
+from sd_cloud.engines.diffusion.eight_bits import EIGHT_BITS
 from sd_cloud.engines.diffusion.preprocess.detect import Detection, detect
 from sd_cloud.engines.diffusion.preprocess.table import MODULES
 from sd_cloud.errors import BadRequest, NotImplementedHere
@@ -59,7 +60,7 @@ class ControlNetShelf:
 
     def get(self, path: Path, unet: UNet2DConditionModel, keep: int, *, field: str) -> ControlNet | Adapter:
         """Raises what :func:`load_control_model` raises."""
-        parameter = next(unet.parameters())
+        parameter = next(one for one in unet.parameters() if one.dtype != EIGHT_BITS)
         heads = tuple(np.atleast_1d(unet.config["attention_head_dim"]).tolist())
         widths = tuple(unet.config["block_out_channels"])
         key = (path, path.stat().st_mtime_ns, widths, heads, parameter.device, parameter.dtype)
