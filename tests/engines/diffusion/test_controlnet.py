@@ -246,8 +246,7 @@ def test_a_difference_is_added_to_the_unets_weights(model: Model, encoder: Tenso
             CheckpointBroken,
             "lacks 2 tensors",
         ),
-        (lambda t: {"lora_controlnet": torch.zeros(1), **t}, NotImplementedHere, "a Control-LoRA"),
-        (lambda t: {"lllite_unet": torch.zeros(1)}, NotImplementedHere, "a ControlNet-LLLite"),
+        (lambda t: {"down_blocks.0.motion_modules.0": torch.zeros(1)}, NotImplementedHere, "AnimateDiff"),
         (lambda t: {"ip_adapter.1.to_k_ip.weight": torch.zeros(1)}, NotImplementedHere, "an IP-Adapter"),
     ],
 )

@@ -1,7 +1,8 @@
 """T2I-Adapters: Mou et al., "T2I-Adapter" (arXiv 2302.08453), from one file.
 
 Two layouts: TencentARC's (``body.0.block1…``, with or without ``adapter.`` in front) and diffusers'
-(``adapter.body.0.resnets.0…``). Widths and the channels of the hint come from the tensors.
+(``adapter.body.0.resnets.0…``). Light ones have a network of their own, see ``adapter_light.py``.
+Widths and the channels of the hint come from the tensors.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.controlnet.call import Call, Hinted
+from sd_cloud.engines.diffusion.controlnet.adapter_light import LightNet
+from sd_cloud.engines.diffusion.controlnet.call import Call, Hinted, inpaint_hint
 from sd_cloud.engines.diffusion.text_encoders import assign
-from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere
+from sd_cloud.errors import BadRequest, CheckpointBroken
 
 BLOCKS_PER_LEVEL = 2
 LEVELS = 4
@@ -88,7 +90,7 @@ class Adapter:
     """A loaded T2I-Adapter."""
 
     name: str
-    net: AdapterNet
+    net: AdapterNet | LightNet
     bound: bool = False
 
 
@@ -105,15 +107,15 @@ def load_adapter(
     dtype: torch.dtype,
     field: str,
 ) -> Adapter:
-    """Raises CheckpointBroken, NotImplementedHere (the light kind) and BadRequest (other widths)."""
+    """Raises CheckpointBroken and BadRequest (other widths)."""
     own = _plain_names(state)
-    if "conv_in.weight" not in own:
-        raise NotImplementedHere(f"{file} is a light T2I-Adapter; only whole ones are served", field=field)
-    if "body.0.block2.weight" not in own:
-        raise CheckpointBroken(f"{file}: its T2I-Adapter lacks the tensor body.0.block2.weight")
-    with torch.device("meta"):
-        net = AdapterNet(own)
-    width = int(own["conv_in.weight"].shape[0])
+    try:
+        with torch.device("meta"):
+            net = AdapterNet(own) if "conv_in.weight" in own else LightNet(own)
+    except KeyError as error:
+        raise CheckpointBroken(f"{file}: its T2I-Adapter lacks the tensor {error.args[0]}") from error
+    first = "conv_in.weight" if "conv_in.weight" in own else "body.0.out_conv.weight"
+    width = int(own[first].shape[0])
     if width != unet.config["block_out_channels"][0] or (net.cell == 16) != (len(unet.down_blocks) == 3):
         raise BadRequest(
             f"{file} is made for checkpoints of another family: it is {width} channels wide and reads "
@@ -129,6 +131,8 @@ def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     plain = {key.removeprefix("adapter."): value for key, value in state.items()}
     if not any(".resnets." in key for key in plain):
         return plain
+    if "conv_in.weight" not in plain:
+        return {key.replace(".resnets.", ".body."): value for key, value in plain.items()}
     renamed = {}
     for key, value in plain.items():
         found = re.match(r"body\.(\d+)\.(?:resnets\.(\d+)\.)?(.*)", key)
@@ -148,7 +152,7 @@ class Adapting(Hinted):
     def levels(self, call: Call, *, softened: bool) -> list[Tensor]:
         """What is added at the end of each level of the encoder (SDXL: and after the middle)."""
         if not self.features:
-            hint = self.hint_for(call).to(call.latents)
+            hint = inpaint_hint(self.hint_for(call)).to(call.latents)
             self.features = tuple(self.adapter.net(hint))
         weights = self._weights(softened)
         levels = [feature * weight for feature, weight in zip(self.features, weights, strict=True)]

@@ -75,3 +75,11 @@ class Hinted:
         if chosen and call.hires != (self.unit.hires == "High res only"):
             return False
         return self.unit.guidance_start <= call.progress <= self.unit.guidance_end
+
+
+def inpaint_hint(hint: Tensor) -> Tensor:
+    """What inpainting models were trained on: the picture, and -1 where it is to be painted."""
+    if hint.shape[1] != 4:
+        return hint
+    masked = (hint[:, 3:] > 0.5).to(hint)
+    return hint[:, :3] * (1 - masked) - masked

@@ -28,11 +28,13 @@ from sd_cloud.engines.diffusion.controlnet.after import (
     correction_for,
     finish_for,
 )
-from sd_cloud.engines.diffusion.controlnet.call import Call, Hinted, Residuals
+from sd_cloud.engines.diffusion.controlnet.call import Call, Hinted, Residuals, inpaint_hint
+from sd_cloud.engines.diffusion.controlnet.lllite import Lightening, LLLite, lightened
 from sd_cloud.engines.diffusion.controlnet.maps import Canvas, Map, fit, perfect_resolution, unit_image
 from sd_cloud.engines.diffusion.controlnet.model import ControlNet, load_control_model
 from sd_cloud.engines.diffusion.controlnet.reference import Draw, Injection, Reference
-from sd_cloud.engines.diffusion.controlnet.units import ControlUnit, find_control_model
+from sd_cloud.engines.diffusion.controlnet.union import UnionNet
+from sd_cloud.engines.diffusion.controlnet.units import UNION_TYPES, ControlUnit, find_control_model
 from sd_cloud.engines.diffusion.eight_bits import EIGHT_BITS
 from sd_cloud.engines.diffusion.preprocess.detect import Detection, detect
 from sd_cloud.engines.diffusion.preprocess.table import MODULES
@@ -53,12 +55,14 @@ HARD_EDGES = ("canny", "mlsd")
 
 
 class ControlNetShelf:
-    """Loaded ControlNets and T2I-Adapters, the last few kept (``control_net_model_cache_size``)."""
+    """Loaded control models, the last few kept (``control_net_model_cache_size``)."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[object, ...], ControlNet | Adapter] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], ControlNet | Adapter | LLLite] = OrderedDict()
 
-    def get(self, path: Path, unet: UNet2DConditionModel, keep: int, *, field: str) -> ControlNet | Adapter:
+    def get(
+        self, path: Path, unet: UNet2DConditionModel, keep: int, *, field: str
+    ) -> ControlNet | Adapter | LLLite:
         """Raises what :func:`load_control_model` raises."""
         parameter = next(one for one in unet.parameters() if one.dtype != EIGHT_BITS)
         heads = tuple(np.atleast_1d(unet.config["attention_head_dim"]).tolist())
@@ -100,6 +104,7 @@ class Steering(Hinted):
             controlnet_cond=inpaint_hint(self.hint_for(call)).to(latents),
             class_labels=call.labels,
             return_dict=False,
+            **({"types": self.types(net.types)} if isinstance(net, UnionNet) else {}),
         )
         layers = [*down, middle]
         if self.unit.only_on_prompt or self.network.averaged:
@@ -109,6 +114,18 @@ class Steering(Hinted):
         if self.network.averaged:
             layers = [layer.mean(dim=(2, 3), keepdim=True) for layer in layers]
         return layers
+
+    def types(self, count: int) -> list[int]:
+        """What kind of map a Union is told it has: one of its first ``count`` types, or none."""
+        place = UNION_TYPES.index(self.unit.union_type)
+        if place == len(UNION_TYPES) - 1:
+            return []
+        if place >= count:
+            raise BadRequest(
+                f"{self.network.name} knows {', '.join(UNION_TYPES[:count])}",
+                field=f"{self.unit.field}.union_control_type",
+            )
+        return [place]
 
     def layer_weights(self, count: int, hires: bool) -> list[float]:
         """A weight for each of the network's ``count`` outputs, shallow to deep, the middle last.
@@ -155,6 +172,12 @@ class Control:
 
         ``forward`` runs the U-Net on latents, with residuals.
         """
+        with lightened(unet, self.units, call):
+            return self._run(call, unet, forward, alphas_cumprod)
+
+    def _run(
+        self, call: Call, unet: UNet2DConditionModel, forward: Forward, alphas_cumprod: Tensor
+    ) -> Tensor:
         for unit in self.units:
             unit.settle(call)
         added = self.residuals(call)
@@ -244,6 +267,9 @@ def prepare(units: Sequence[ControlUnit], canvas: Canvas, around: Surroundings) 
         if isinstance(network, Adapter):
             at_work.append(Adapting(unit, hint, hires_hint, network))
             continue
+        if isinstance(network, LLLite):
+            at_work.append(Lightening(unit, hint, hires_hint, network))
+            continue
         _check_hint(unit, network)
         final = pixels if hires_pixels is None else hires_pixels
         at_work.append(
@@ -300,14 +326,6 @@ def _check_hint(unit: ControlUnit, network: ControlNet) -> None:
 def as_tensor(pixels: Map) -> Tensor:
     """[H, W, C] in 0..255 to [1, C, H, W] in 0..1."""
     return torch.from_numpy(pixels.astype(np.float32) / 255.0).permute(2, 0, 1).unsqueeze(0).contiguous()
-
-
-def inpaint_hint(hint: Tensor) -> Tensor:
-    """What inpainting models were trained on: the picture, and -1 where it is to be painted."""
-    if hint.shape[1] != 4:
-        return hint
-    masked = (hint[:, 3:] > 0.5).to(hint)
-    return hint[:, :3] * (1 - masked) - masked
 
 
 def _picture(pixels: Map) -> Picture:

@@ -1,7 +1,8 @@
 """ControlNet checkpoints from one file into diffusers' ControlNetModel.
 
 Two layouts: LDM's (``input_blocks…``, with or without ``control_model.`` in front: the files of
-lllyasviel/ControlNet) and diffusers' (``controlnet_cond_embedding…``). Widths, depths and hint
+lllyasviel/ControlNet) and diffusers' (``controlnet_cond_embedding…``). Control-LoRAs and ControlNet
+Unions, which have either, become such networks as well. Widths, depths and hint
 channels come from the tensors; what tensors do not tell, the heads, from the U-Net it steers.
 Zhang et al., "Adding Conditional Control to Text-to-Image Diffusion Models" (arXiv 2302.05543).
 """
@@ -20,6 +21,15 @@ from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from torch import Tensor
 
 from sd_cloud.engines.diffusion.controlnet.adapter import Adapter, is_adapter, load_adapter
+from sd_cloud.engines.diffusion.controlnet.control_lora import is_control_lora, whole_controlnet
+from sd_cloud.engines.diffusion.controlnet.lllite import LLLite, is_lllite, load_lllite
+from sd_cloud.engines.diffusion.controlnet.union import (
+    UnionNet,
+    is_union,
+    own_part,
+    union_of,
+    union_state,
+)
 from sd_cloud.engines.diffusion.text_encoders import assign
 from sd_cloud.engines.diffusion.weights_file import Tensors, read_tensors
 from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere
@@ -29,12 +39,9 @@ DIFFUSERS_MARK = "controlnet_cond_embedding.conv_in.weight"
 LDM_MARK = "input_hint_block.0.weight"
 
 OTHER_KINDS = (
-    ("lora_controlnet", "a Control-LoRA"),
     ("ip_adapter", "an IP-Adapter"),
     ("image_proj", "an IP-Adapter"),
-    ("lllite", "a ControlNet-LLLite"),
-    ("motion_modules", "a SparseCtrl model"),
-    ("control_add_embedding", "a ControlNet Union model"),
+    ("motion_modules", "a SparseCtrl model, for the frames of AnimateDiff's videos"),
     ("style_embedding", "a T2I style adapter"),
 )
 
@@ -48,18 +55,20 @@ class ControlNet:
     """
 
     name: str
-    net: ControlNetModel
+    net: ControlNetModel | UnionNet
     averaged: bool = False
     bound: bool = False
 
 
 def load_control_model(
     path: Path, unet: UNet2DConditionModel, *, device: torch.device, dtype: torch.dtype, field: str = "model"
-) -> ControlNet | Adapter:
-    """The ControlNet or T2I-Adapter in ``path``, for ``unet``. Raises what loading either raises."""
-    tensors = read_tensors(path)
+) -> ControlNet | Adapter | LLLite:
+    """What is in ``path``, for ``unet``. Raises what loading each kind raises."""
+    tensors = {key.removeprefix(LDM_PREFIX): value for key, value in read_tensors(path).items()}
     if is_adapter(tensors):
         return load_adapter(tensors, path.name, unet, device=device, dtype=dtype, field=field)
+    if is_lllite(tensors):
+        return load_lllite(tensors, path.name, unet, device=device, dtype=dtype, field=field)
     return load_controlnet(path, unet, device=device, dtype=dtype, field=field, tensors=tensors)
 
 
@@ -78,29 +87,36 @@ def load_controlnet(
     kind) and BadRequest (made for checkpoints of other widths), each naming the file.
     """
     tensors = read_tensors(path) if tensors is None else tensors
-    state = _in_diffusers_names(tensors, path.name, field)
+    # Of these two the file holds what is to be added to the U-Net's own weights.
+    by_rank, by_difference = is_control_lora(tensors), "difference" in tensors
+    if by_rank:
+        own = unet.state_dict()
+        state = whole_controlnet(tensors, own, lambda given: _from_ldm(given, path.name), path.name, field)
+    else:
+        state = _in_diffusers_names(tensors, path.name, field)
     config = controlnet_config(state, unet.config, path.name)
     _check_fit(config, unet.config, path.name, field)
     with torch.device("meta"):
-        net = ControlNetModel(**config)
-    bound = "difference" in tensors  # the file holds what is to be added to the U-Net's own weights
-    if bound:
+        net: ControlNetModel | UnionNet = ControlNetModel(**config)
+    if by_difference:
         own = unet.state_dict()
         state = {key: value + own[key].to(value) if key in own else value for key, value in state.items()}
+    if is_union(state):
+        net, state = union_of(net, state), union_state(state)
     assign(net, state, path.name, "ControlNet", dtype)
     net = net.eval().requires_grad_(False).to(device)
-    return ControlNet(path.stem, net, averaged="shuffle" in path.stem.lower(), bound=bound)
+    averaged = "shuffle" in path.stem.lower() and "class_embed_type" not in config and not by_rank
+    return ControlNet(path.stem, net, averaged=averaged, bound=by_rank or by_difference)
 
 
 def _in_diffusers_names(tensors: Tensors, name: str, field: str) -> dict[str, Tensor]:
     plain = {key.removeprefix(LDM_PREFIX): value for key, value in tensors.items()}
     for mark, kind in OTHER_KINDS:
         if any(mark in key for key in plain):
-            raise NotImplementedHere(
-                f"{name} is {kind}; only ControlNets and T2I-Adapters are served", field=field
-            )
+            raise NotImplementedHere(f"{name} is {kind}; that is not served", field=field)
     if LDM_MARK in plain:
-        state = _from_ldm(plain, name)
+        own = {key.replace(".in_proj.", ".in_proj_"): plain[key] for key in plain if own_part(key)}
+        state = {**_from_ldm(plain, name), **own}
     elif DIFFUSERS_MARK in plain:
         state = {key: value for key, value in plain.items() if key != "difference"}
     else:
@@ -109,7 +125,8 @@ def _in_diffusers_names(tensors: Tensors, name: str, field: str) -> dict[str, Te
     return {re.sub(r"^add_embedding\.", "class_embedding.", key): value for key, value in state.items()}
 
 
-def _from_ldm(plain: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def _from_ldm(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A ControlNet's values, whatever they are, under diffusers' names."""
     levels = [key for key in plain if re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", key)]
     if not levels:
         raise CheckpointBroken(f"{name}: its ControlNet is incomplete, it has no downsampling block")

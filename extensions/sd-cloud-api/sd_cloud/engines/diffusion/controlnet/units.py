@@ -28,6 +28,11 @@ CONTROL_MODES: tuple[ControlMode, ...] = (
     "My prompt is more important",
     "ControlNet is more important",
 )
+UNION_TYPES = (
+    *("OpenPose", "Depth", "Soft Edge", "Hard Edge"),
+    *("Normal Map", "Segmentation", "Tile", "Inpaint", "Unknown"),
+)
+"""Kinds of map that a ControlNet Union tells apart, in the order of its weights; the last is none."""
 RESIZE_MODES: tuple[ResizeMode, ...] = ("Just Resize", "Crop and Resize", "Resize and Fill")
 HIRES_OPTIONS: tuple[HiresOption, ...] = ("Both", "Low res only", "High res only")
 
@@ -88,6 +93,7 @@ class ControlUnit:
     layer_weights: tuple[float, ...] | None = None
     region: Image.Image | None = None
     module_sent: str = ""
+    union_type: str = UNION_TYPES[-1]
 
     @property
     def soft(self) -> bool:
@@ -196,9 +202,8 @@ def _unfolded(sent: Mapping[str, Any], field: str) -> list[ControlUnit]:
         raise NotImplementedHere(
             f"{mode!r}: only 'simple' and 'merge' are served", field=f"{field}.input_mode"
         )
-    for name in ("ipadapter_input", "union_control_type"):
-        if values.get(name) not in (None, [], "Unknown"):
-            raise NotImplementedHere("models of this kind are not served", field=f"{field}.{name}")
+    if values.get("ipadapter_input") not in (None, []):
+        raise NotImplementedHere("models of this kind are not served", field=f"{field}.ipadapter_input")
     images = _images(values, field)
     if mode == "simple":
         if len(images) > 1:
@@ -251,6 +256,9 @@ def _unit(
         layer_weights=_layer_weights(values.get("advanced_weighting"), field),
         region=None if region is None else picture(region, f"{field}.effective_region_mask").convert("L"),
         module_sent=_text(values, "module", "none", field),
+        union_type=_choice(
+            values.get("union_control_type") or "Unknown", UNION_TYPES, f"{field}.union_control_type"
+        ),
     )
 
 
