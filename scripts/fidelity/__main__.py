@@ -69,7 +69,7 @@ def _is_wanted(case: Case, only: list[str]) -> bool:
 def _rows(cases: list[Case], webui: Asked, ours: Asked) -> Iterator[Row]:
     for case in cases:
         started = time.monotonic()
-        row = compared(case.group, case.name, webui.answer(case), ours.answer(case))
+        row = compared(case, webui.answer(case), ours.answer(case))
         print(report.line(row), f"({time.monotonic() - started:.1f} s)", flush=True)
         yield row
 

@@ -26,7 +26,8 @@ PARTS = ", ".join(f"thing number {number} of the long list" for number in range(
 class Case:
     """``group``: the heading it stands under. ``route``: below ``/sdapi/v1/``.
 
-    ``options`` are set as the host's own for the while of the request.
+    ``options`` are set as the host's own for the while of the request. ``lettered``: so many of its first
+    pictures are grids with letters around them.
     """
 
     group: str
@@ -34,6 +35,7 @@ class Case:
     route: str
     request: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
+    lettered: int = 0
 
 
 def case(group: str, name: str, route: str = "txt2img", /, **fields: Any) -> Case:
@@ -58,3 +60,7 @@ def hires_fields(**fields: Any) -> dict[str, Any]:
         "hr_second_pass_steps": 4,
         **fields,
     }
+
+
+def lettered(one: Case, count: int = 1) -> Case:
+    return replace(one, lettered=count)

@@ -256,59 +256,6 @@ def _eight_bits() -> Iterator[Case]:
     yield case("FP8", "Enable, tiny-sd2v", override_settings=asked)
 
 
-def _scripts() -> Iterator[Case]:
-    yield case(
-        "scripts",
-        "Loopback",
-        "img2img",
-        **source(0.5),
-        script_name="Loopback",
-        script_args=[2, 0.6, "Linear", "None"],
-    )
-    yield case(
-        "scripts",
-        "Loopback, Aggressive",
-        "img2img",
-        **source(0.5),
-        script_name="Loopback",
-        script_args=[3, 0.7, "Aggressive", "None"],
-        batch_size=1,
-    )
-    yield case(
-        "scripts",
-        "Loopback, 2 batches",
-        "img2img",
-        **source(0.5),
-        script_name="Loopback",
-        script_args=[2, 0.4, "Lazy", "None"],
-        n_iter=2,
-    )
-    loopback = {**source(0.5), "script_name": "Loopback", "script_args": [1, 0.6, "Linear", "None"]}
-    corrected = {"img2img_color_correction": True}
-    yield case("scripts", "Loopback, colours as asked", "img2img", **loopback, override_settings=corrected)
-    yield under(case("scripts", "Loopback, colours by option", "img2img", **loopback), **corrected)
-    for upscaler in (0, 1, "Lanczos", "Nearest", "tiny-x4"):
-        yield case(
-            "scripts",
-            f"SD upscale, {upscaler}",
-            "img2img",
-            **source(0.3),
-            script_name="SD upscale",
-            script_args=["", 32, upscaler, 1.5],
-        )
-    for directions in (["left"], ["up", "down"], ["left", "right", "up", "down"]):
-        yield case(
-            "scripts",
-            f"Outpainting mk2 {'+'.join(directions)}",
-            "img2img",
-            **source(0.8),
-            script_name="Outpainting mk2",
-            script_args=["", 64, 8, directions, 1.0, 0.05],
-            inpainting_fill=1,
-            inpaint_full_res=False,
-        )
-
-
 def _extras() -> Iterator[Case]:
     for upscaler in ("None", "Lanczos", "Nearest"):
         for scale in (2, 1.5, 0.5):
@@ -381,6 +328,5 @@ def cases() -> Iterator[Case]:
     yield from _options()
     yield from _tiny_vaes()
     yield from _eight_bits()
-    yield from _scripts()
     yield from _extras()
     yield from _refusals()

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from scripts.fidelity.answers import Answer
+from scripts.fidelity.case import Case
 
 SAME_PICTURE_DECIBELS = 60.0
+SAME_LETTERS_DECIBELS = 25.0
+"""Small letters differ at their edges from one FreeType to the next."""
 OF_THE_MOMENT = ("job_timestamp", "version", "infotexts")
 OURS_ALONE = ("comments",)
 """Sentences to the caller, which the webui shows in its page only; we put them into ``info``."""
@@ -33,7 +36,8 @@ class Row:
         return near and not self.differences
 
 
-def compared(group: str, name: str, webui: Answer, ours: Answer) -> Row:
+def compared(case: Case, webui: Answer, ours: Answer) -> Row:
+    group, name = case.group, case.name
     if webui.status != 200 or ours.status != 200:
         return Row(group, name, None, _refused(webui, ours))
     differences = [*_infotexts(webui, ours), *_info(webui.info or {}, ours.info or {})]
@@ -41,6 +45,9 @@ def compared(group: str, name: str, webui: Answer, ours: Answer) -> Row:
     if sizes[0] != sizes[1]:
         return Row(group, name, 0.0, (f"pictures: {sizes[0]} there, {sizes[1]} here", *differences))
     near = [decibels(one, other) for one, other in zip(webui.pictures, ours.pictures, strict=True)]
+    if min(near[: case.lettered], default=math.inf) < SAME_LETTERS_DECIBELS:
+        differences.append(f"grid with letters: {min(near[: case.lettered]):.1f} dB")
+    near = near[case.lettered :]
     return Row(group, name, min(near, default=None), tuple(differences))
 
 

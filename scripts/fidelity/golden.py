@@ -23,13 +23,14 @@ def rows(ours: Asked, golden: Path) -> list[Row]:
         request = {key: _filled(value, golden) for key, value in entry["request"].items()}
         if isinstance(request.get("init_images"), str):
             request["init_images"] = [request["init_images"]]
-        made = ours.answer(Case("golden", entry["name"], entry["route"], request))
+        case = Case("golden", entry["name"], entry["route"], request)
+        made = ours.answer(case)
         images = tuple(Image.open(golden / "cases" / name) for name in entry["images"])
         known = {key: entry[key] for key in OWN_INFO if key in entry}
         info = {key: value for key, value in (made.info or {}).items() if key in known}
         expected = Answer(200, images, {**known, "infotexts": entry["infotexts"]})
         here = Answer(made.status, made.pictures, {**info, "infotexts": made.infotexts}, made.refusal)
-        found.append(compared("golden", entry["name"], expected, here))
+        found.append(compared(case, expected, here))
         print(line(found[-1]), flush=True)
     return found
 

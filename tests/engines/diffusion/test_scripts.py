@@ -15,9 +15,10 @@ from PIL import Image
 
 from sd_cloud.engines.base import Control
 from sd_cloud.engines.diffusion import pictures
-from sd_cloud.engines.diffusion.scripts_loopback import strength_at
-from sd_cloud.engines.diffusion.scripts_outpainting import matched, plan_growths, shaped_noise
-from sd_cloud.engines.diffusion.scripts_run import Before, asks_for_script, encoded, run_script, scripts
+from sd_cloud.engines.diffusion.catalogue import SCRIPTS
+from sd_cloud.engines.diffusion.scripts.loopback import strength_at
+from sd_cloud.engines.diffusion.scripts.outpainting import matched, plan_growths, shaped_noise
+from sd_cloud.engines.diffusion.scripts.run import Before, asks_for_script, encoded, run_script, scripts
 from sd_cloud.errors import BadRequest, Cancelled, NotImplementedHere
 from sd_cloud.job import Job, Outcome, Picture, Progress
 from sd_cloud.settings import Settings, settings_below
@@ -78,13 +79,13 @@ def test_a_job_asks_for_a_script_by_name() -> None:
     assert not asks_for_script(Job("img2img", {}))
     assert not asks_for_script(Job("img2img", {"script_name": "None"}))
     assert asks_for_script(Job("img2img", {"script_name": "loopback"}))
-    assert set(scripts()) == {"loopback", "sd upscale", "outpainting mk2"}
+    assert set(scripts()) == set(SCRIPTS)
 
 
 @pytest.mark.parametrize(
     ("name", "args", "field", "fact"),
     [
-        ("x/y/z plot", [], "script_name", "Loopback"),
+        ("custom code", [], "script_name", "Loopback"),
         ("Loopback", [0], r"script_args\[0\]", "loops: 0 is not from 1 to 32"),
         ("Loopback", ["4"], r"script_args\[0\]", "not a number"),
         ("Loopback", [4, 0.5, "Steep"], r"script_args\[2\]", "Aggressive"),
@@ -93,6 +94,10 @@ def test_a_job_asks_for_a_script_by_name() -> None:
         ("SD upscale", ["", 64, 17], r"script_args\[2\]", "1: Lanczos"),
         ("SD upscale", ["", 256], r"script_args\[1\]", "not less than"),
         ("Outpainting mk2", ["", 128, 8, ["north"]], r"script_args\[3\]", "left, right"),
+        ("Poor man's outpainting", [128], r"script_args\[0\]", "not less than"),
+        ("Poor man's outpainting", [32, 64], r"script_args\[1\]", "leaves nothing"),
+        ("img2img alternative test", ["", "yes"], r"script_args\[1\]", "not true or false"),
+        ("img2img alternative test", ["", True, True, 5], r"script_args\[3\]", "not a string"),
     ],
 )
 def test_wrong_names_and_arguments_are_named(
@@ -103,7 +108,7 @@ def test_wrong_names_and_arguments_are_named(
     assert fact in str(caught.value)
 
 
-def test_txt2img_has_none_of_them(settings: Settings) -> None:
+def test_txt2img_has_none_that_wants_a_picture(settings: Settings) -> None:
     job = Job("txt2img", {"script_name": "Loopback"})
     with pytest.raises(BadRequest, match=r"^script_name: 'Loopback' is no script of txt2img"):
         run_script(job, lambda _: None, Control(), Brightening(), settings=settings, device="cpu")
@@ -215,6 +220,25 @@ def test_several_large_pictures_have_seeds_one_apart(settings: Settings) -> None
     assert [one.seed for one in outcome.pictures] == [9, 10]
 
 
+# --- poor man's outpainting ---------------------------------------------------------------------
+
+
+def test_only_tiles_that_show_something_new_are_made(settings: Settings) -> None:
+    make = Brightening()
+    source = photo(128, 64)
+    args, sent = [32, 4, 1, ["right"]], [encoded(source)]
+    outcome = run(
+        settings, make, "Poor man's outpainting", args, init_images=sent, width=64, height=64, seed=3
+    )
+    (made,) = outcome.pictures
+    assert made.image is not None and made.image.size == (192, 64) and made.seed == 3
+    assert [one["seed"] for one in make.asked] == [3, 4]
+    first = make.asked[0]
+    assert (first["mask_blur"], first["inpainting_fill"], first["inpaint_full_res"]) == (8, 1, False)
+    kept = np.asarray(made.image, int)[:, :32]
+    assert np.abs(kept - np.asarray(source, int)[:, :32]).max() <= 1
+
+
 # --- outpainting --------------------------------------------------------------------------------
 
 
@@ -322,6 +346,12 @@ def test_scripts_run_on_the_engine(settings: Settings) -> None:
     (large,) = upscaled.pictures
     assert large.image is not None and large.image.size == (width // 8 * 8, height // 8 * 8)
     assert "SD upscale overlap: 16, SD upscale upscaler: Lanczos" in large.infotext
+
+    found = make("img2img alternative test", ["", True, True, "a cat", "", True, 2], denoising_strength=0.4)
+    (again,) = found.pictures
+    assert "Decode prompt: a cat" in again.infotext and "Denoising strength: 1.0" in again.infotext
+    with pytest.raises(BadRequest, match="sampler_name"):
+        make("img2img alternative test", ["", False], sampler_name="DDIM")
 
     outpainted = make("Outpainting mk2", ["", 64, 8, ["left"]], width=256, height=256, denoising_strength=0.8)
     (grown,) = outpainted.pictures

@@ -40,6 +40,7 @@ IMG2IMG_SCRIPTS = frozenset(
 )
 #: The rest of what a webui 1.10.1 brings along.
 WEBUI_SCRIPTS = IMG2IMG_SCRIPTS | {
+    "custom code",
     "prompt matrix",
     "prompts from file or textbox",
     "x/y/z plot",

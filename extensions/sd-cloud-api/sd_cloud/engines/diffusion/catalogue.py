@@ -33,7 +33,16 @@ EMBEDDING_ENDINGS = (".bin", ".pt", ".safetensors")
 CONTROLNET_ENDINGS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 UPSCALER_ENDINGS = (".pt", ".pth", ".safetensors")
 
-SCRIPTS = ("outpainting mk2", "sd upscale", "loopback")
+SCRIPTS = (
+    "img2img alternative test",
+    "loopback",
+    "outpainting mk2",
+    "poor man's outpainting",
+    "prompt matrix",
+    "prompts from file or textbox",
+    "sd upscale",
+    "x/y/z plot",
+)
 """The built-in scripts the engine has, by the names ``/sdapi/v1/scripts`` uses (lower case)."""
 
 PLAIN_UPSCALERS = ("None", "Lanczos", "Nearest")

@@ -104,6 +104,17 @@ class Conditioner:
             schedule_prompt(text, timeline) != schedule_prompt(text, new) for text in (*prompts, *negatives)
         )
 
+    def encode_plainly(self, prompts: Sequence[str], negatives: Sequence[str], size: Size) -> Encoded:
+        """The same prompts at every step: ``AND`` and ``[from:to:when]`` are read as text."""
+
+        def schedule(text: str, *, negative: bool) -> Schedule:
+            return [(0, self._encode_texts([text], size, negative=negative)[0])]
+
+        return Encoded(
+            [[Weighted(schedule(text, negative=False), 1.0)] for text in prompts],
+            [schedule(text, negative=True) for text in negatives],
+        )
+
     def empty(self) -> Tensor:
         """``cross`` of the empty prompt, for padding."""
         return self._encode_texts([""], Size(0, 0), negative=False)[0].cross

@@ -12,7 +12,7 @@ from sd_cloud.engines.diffusion.detection import run_detection
 from sd_cloud.engines.diffusion.extras import run_extras
 from sd_cloud.engines.diffusion.job_run import JobRun
 from sd_cloud.engines.diffusion.placement import placement_for
-from sd_cloud.engines.diffusion.scripts_run import Before, asks_for_script, run_script
+from sd_cloud.engines.diffusion.scripts.run import Before, asks_for_script, run_script
 from sd_cloud.engines.diffusion.unsupported import check_unsupported
 from sd_cloud.engines.diffusion.workshop import Workshop
 from sd_cloud.errors import EngineFailed, OutOfMemory, ServiceError

@@ -28,7 +28,7 @@ from sd_cloud.engines.diffusion.latents import from_unit
 from sd_cloud.engines.diffusion.noise import GlobalSource
 from sd_cloud.engines.diffusion.passes import Passes
 from sd_cloud.engines.diffusion.preparation import plan_second_pass, prepare_controls, prepare_source
-from sd_cloud.engines.diffusion.scripts_run import Before
+from sd_cloud.engines.diffusion.scripts.run import Before
 from sd_cloud.engines.diffusion.workshop import Workshop
 from sd_cloud.errors import Cancelled
 from sd_cloud.job import Job, Outcome, Picture
@@ -48,7 +48,7 @@ class JobRun:
     def run(self) -> Outcome:
         started = time.monotonic()
         state = self.state
-        state.read_texts()
+        state.read_texts(self.before.texts)
         made: list[Picture] = []
         maps: tuple[Picture, ...] = ()
         with ExitStack() as while_running:
@@ -94,7 +94,7 @@ class JobRun:
             source = prepare_source(state, models, self.before.colour_target)
         second = plan_second_pass(state)
         controls = prepare_controls(state, models, units, source, second)
-        return Passes(state, models, source, second, controls)
+        return Passes(state, models, source, second, controls, self.before.inversion)
 
     def _batch(self, number: int, models: JobModels, passes: Passes) -> list[Picture]:
         state, size = self.state, self.state.request.batch_size

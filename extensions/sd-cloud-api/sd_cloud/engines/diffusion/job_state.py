@@ -24,7 +24,7 @@ from sd_cloud.engines.diffusion.noise import (
     Variation,
 )
 from sd_cloud.engines.diffusion.options import Options
-from sd_cloud.engines.diffusion.prompts import texts_of
+from sd_cloud.engines.diffusion.prompts import OwnTexts, texts_of
 from sd_cloud.engines.diffusion.request import Request, parse_request
 from sd_cloud.engines.diffusion.taesd import TinyChoice
 from sd_cloud.engines.diffusion.workshop import Workshop
@@ -67,12 +67,12 @@ class JobState:
         self.pass_no = 0
         self.merging_ratio = self.options.merging_ratio(source=self.request.source is not None, second=False)
 
-    def read_texts(self) -> None:
-        """The names of what is used, and the prompts of all pictures."""
+    def read_texts(self, own: OwnTexts) -> None:
+        """The names of what is used, and the prompts of all pictures; ``own`` is what a script gives them."""
         vae = self.vae_for(self.checkpoint)
         self.names = self.workshop.names(self.checkpoint, vae)
         self.texts = texts_of(
-            self.request, self.options, self.workshop.settings.styles_patterns, self.comments
+            self.request, self.options, self.workshop.settings.styles_patterns, self.comments, own
         )
         self.passes = self.request.n_iter * (2 if self.request.hires else 1)
         self.generator = GlobalSource(self.texts.seeds[0])

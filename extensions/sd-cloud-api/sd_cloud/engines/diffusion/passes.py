@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
@@ -16,6 +16,7 @@ from sd_cloud.engines.diffusion.controlnet import control as controlnet
 from sd_cloud.engines.diffusion.enlarging import resizer
 from sd_cloud.engines.diffusion.guidance import Guided, Mask, Refine, Switch
 from sd_cloud.engines.diffusion.hires import HiresPlan
+from sd_cloud.engines.diffusion.inversion import Inversion
 from sd_cloud.engines.diffusion.job_models import JobModels
 from sd_cloud.engines.diffusion.job_state import JobState
 from sd_cloud.engines.diffusion.latents import decode_tiny, to_pictures, to_unit
@@ -36,13 +37,17 @@ LATENT_PIXELS = 8
 
 @dataclass
 class Passes:
-    """``source`` is what img2img samples from, ``second`` where the hires pass goes to."""
+    """``source`` is what img2img samples from, ``second`` where the hires pass goes to.
+
+    ``inversion``: img2img's noise is found from its picture.
+    """
 
     state: JobState
     models: JobModels
     source: img2img.Prepared | None
     second: HiresPlan | None
     controls: controlnet.Control | None
+    inversion: Inversion | None = None
     _sampled: ExitStack = field(init=False)
 
     def latents(self) -> tuple[Tensor, list[Picture]]:
@@ -223,18 +228,49 @@ class Passes:
         plan = Plan(
             request.sampler, request.scheduler, request.steps, request.knobs, request.denoising_strength
         )
-        start = noise.draw()
-        if request.source.noise_multiplier != 1.0:
-            self.state.marks["Noise multiplier"] = request.source.noise_multiplier
-            start = start * request.source.noise_multiplier
         sampling = self._sampling(encoded, plan, noise, prepared.condition)
+        if self.inversion is not None:
+            start = self._inverted(self.inversion, prepared, plan)
+        else:
+            start = noise.draw()
+            if request.source.noise_multiplier != 1.0:
+                self.state.marks["Noise multiplier"] = request.source.noise_multiplier
+                start = start * request.source.noise_multiplier
         mask = None
         if prepared.keep is not None and prepared.change is not None:
             mask = Mask(prepared.keep, prepared.change, prepared.latent)
             sampling.guided.mask = mask
         with self._merging():
             latent = sampling.from_latent(prepared.latent, start)
-        return latent if mask is None else mask.blend(latent)
+        return latent if mask is None or self.inversion else mask.blend(latent)
+
+    def _inverted(self, inversion: Inversion, prepared: img2img.Prepared, plan: Plan) -> Tensor:
+        """The noise from which the source pictures may have come, as the sampler is to add it to them."""
+        model, latent = self.models.current, prepared.latent
+        if plan.mode != "levels":
+            raise BadRequest("img2img alternative test works with samplers over sigmas", field="sampler_name")
+        if model.layout.family not in ("sd1", "sd2"):
+            raise BadRequest(
+                "img2img alternative test is for SD 1 and SD 2 checkpoints", field="sd_model_checkpoint"
+            )
+        count = latent.shape[0]
+        encoded = self.models.conditioner().encode_plainly(
+            [inversion.prompt] * count, [inversion.negative_prompt] * count, Size(0, 0)
+        )
+        back = self._sampling(encoded, plan, self.state.noise(latent.shape[1:]), prepared.condition)
+        guided = replace(
+            back.guided,
+            cfg_scale=inversion.cfg_scale,
+            image_cfg_scale=None,
+            image_cond=prepared.condition,
+            s_min_uncond=0.0,
+            refine=None,
+            marks={},
+        )
+        sigmas = guided.levels.evenly(inversion.steps).to(latent.device)
+        random = self.state.noise(latent.shape[1:]).draw()
+        mixed = inversion.mixed(inversion.noise(latent, guided, sigmas), random)
+        return mixed - latent / guided.levels.highest
 
     def _given_first_pass(self, encoded: str, plan: HiresPlan) -> tuple[Tensor, list[Image.Image] | None]:
         """A first pass that the request brings along, as a latent or, for other upscalers, as it is."""

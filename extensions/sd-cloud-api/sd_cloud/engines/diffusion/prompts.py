@@ -13,34 +13,62 @@ from sd_cloud.engines.diffusion.styles import apply_styles, read_styles
 
 
 @dataclass(frozen=True)
+class OwnTexts:
+    """What each picture of a job has of its own; None: what the request says."""
+
+    prompts: Sequence[str] | None = None
+    negative_prompts: Sequence[str] | None = None
+    seeds: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
 class Pair:
     prompt: str
     negative: str
 
 
-def texts_of(request: Request, options: Options, styles: Sequence[str], comments: list[str]) -> Texts:
-    """Prompts and seeds of every picture. ``comments`` hears of styles that are not there.
+def texts_of(
+    request: Request,
+    options: Options,
+    styles: Sequence[str],
+    comments: list[str],
+    own: OwnTexts | None = None,
+) -> Texts:
+    """Prompts and seeds of every picture. ``own``: what a script gives each of them.
 
-    ``styles``: where they are read from, as ``--styles-file`` takes it.
+    ``styles``: where they are read from, as ``--styles-file`` takes it; ``comments`` hears of those that are
+    not there.
     """
-    count = request.count
-    first = _written(request, options, styles, Pair(request.prompt, request.negative_prompt), comments)
-    hires = None
+    own = own or OwnTexts()
+    count = len(own.prompts or own.negative_prompts or range(request.count))
+
+    def written(prompts: Sequence[str], negatives: Sequence[str], heard: list[str]) -> list[Pair]:
+        made: dict[Pair, Pair] = {}
+        pairs = [Pair(*both) for both in zip(prompts, negatives, strict=True)]
+        for pair in dict.fromkeys(pairs):
+            made[pair] = _written(request, options, styles, pair, heard if not made else [])
+        return [made[pair] for pair in pairs]
+
+    prompts = own.prompts or [request.prompt] * count
+    negatives = own.negative_prompts or [request.negative_prompt] * count
+    first = written(prompts, negatives, comments)
+    hires: list[Pair] = []
     if request.hires is not None:
-        own = Pair(
-            request.hires.prompt or request.prompt,
-            request.hires.negative_prompt or request.negative_prompt,
+        again, again_negative = request.hires.prompt, request.hires.negative_prompt
+        hires = written(
+            [again] * count if again else prompts,
+            [again_negative] * count if again_negative else negatives,
+            [],
         )
-        hires = _written(request, options, styles, own, [])
     seeds = request.seeds
     varied = seeds.subseed_strength != 0
     return Texts(
-        prompts=[first.prompt] * count,
-        negative_prompts=[first.negative] * count,
-        seeds=[seeds.first + (0 if varied else i) for i in range(count)],
+        prompts=[one.prompt for one in first],
+        negative_prompts=[one.negative for one in first],
+        seeds=own.seeds or [seeds.first + (0 if varied else i) for i in range(count)],
         subseeds=[seeds.subseed + i for i in range(count)],
-        hires_prompts=[hires.prompt] * count if hires else (),
-        hires_negative_prompts=[hires.negative] * count if hires else (),
+        hires_prompts=[one.prompt for one in hires],
+        hires_negative_prompts=[one.negative for one in hires],
     )
 
 

@@ -1,7 +1,7 @@
-"""The webui's built-in img2img scripts: ``script_name`` and ``script_args`` of a request.
+"""The webui's built-in scripts: ``script_name`` and ``script_args`` of a request.
 
-A script makes its pictures by several ordinary img2img jobs. What each does, its arguments and
-what it writes follow ``scripts/*.py`` of webui 1.10.1.
+A script makes its pictures by several ordinary jobs. What each does, its arguments and what it
+writes follow ``scripts/*.py`` of webui 1.10.1.
 """
 
 from __future__ import annotations
@@ -21,12 +21,17 @@ from PIL import Image
 
 from sd_cloud.engines.base import Control, Report
 from sd_cloud.engines.diffusion import pictures
+from sd_cloud.engines.diffusion.inversion import Inversion
 from sd_cloud.engines.diffusion.options import Options
+from sd_cloud.engines.diffusion.prompts import OwnTexts
+from sd_cloud.engines.diffusion.scripts.labels import Colours, Label, labelled
 from sd_cloud.errors import BadRequest, Cancelled
-from sd_cloud.job import Job, Outcome, Picture, Progress
+from sd_cloud.job import Job, Kind, Outcome, Picture, Progress
 from sd_cloud.settings import Settings
 
 SEEDS = 4294967294
+LIMIT_PICTURES = 1000
+"""As many as any other request may ask for."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,20 @@ class Before:
     last_seed: int | None = None
     drawn: int = 0
     colour_target: NDArray[np.uint8] | None = None
+    texts: OwnTexts = field(default_factory=OwnTexts)
+    inversion: Inversion | None = None
 
 
 Make = Callable[[Job, Before, Report], Outcome]
-"""Runs one img2img job."""
+"""Runs one ordinary job."""
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One of a script's arguments. ``kind``: ``number``, ``choice``, ``choices`` or ``free``."""
+    """One of a script's arguments.
+
+    ``kind``: ``number``, ``flag``, ``text``, ``choice``, ``choices`` or ``free``.
+    """
 
     name: str
     default: Any
@@ -123,12 +133,28 @@ class Session:
         seed = self.whole(name, -1)
         return random.randrange(SEEDS) if seed == -1 else seed
 
-    def run(self, marks: Mapping[str, Any], **changes: Any) -> list[Picture]:
-        """One img2img job with these fields changed; its pictures, without grid and maps."""
-        payload = {**self.payload, "script_name": None, "script_args": [], "n_iter": 1, "save_images": False}
-        job = replace(self.job, payload={**payload, **changes})
+    def text(self, name: str) -> str:
+        value = self.payload.get(name)
+        if value is not None and not isinstance(value, str):
+            raise BadRequest(f"must be a string, not {value!r:.80}", field=name)
+        return value or ""
+
+    def run(
+        self,
+        marks: Mapping[str, Any],
+        *,
+        of: Job | None = None,
+        texts: OwnTexts | None = None,
+        inversion: Inversion | None = None,
+        **changes: Any,
+    ) -> list[Picture]:
+        """One ordinary job with these fields changed; its pictures, without grid and maps."""
+        base = of or self.job
+        plain: dict[str, Any] = {"script_name": None, "script_args": [], "n_iter": 1, "save_images": False}
+        job = replace(base, payload={**base.payload, **plain, **changes})
         last = self.outcomes[-1].info["all_seeds"][-1] if self.outcomes else None
-        outcome = self.make(job, Before(marks, last, self.drawn, self.colour_target), self._counted)
+        before = Before(marks, last, self.drawn, self.colour_target, texts or OwnTexts(), inversion)
+        outcome = self.make(job, before, self._counted)
         self.drawn = 0
         self.outcomes.append(outcome)
         self.done += 1
@@ -140,8 +166,9 @@ class Session:
     def _counted(self, progress: Progress) -> None:
         self.report(replace(progress, job_no=self.done, job_count=max(self.count, self.done + 1)))
 
-    def outcome(self, made: Sequence[Picture], *, grid: Image.Image | None = None, seconds: float) -> Outcome:
+    def outcome(self, made: Sequence[Picture], *, grid: Image.Image | None = None) -> Outcome:
         """The script's pictures; ``info`` is the first job's, with its text for every picture."""
+        self.check_begun()
         first, last = self.outcomes[0].info, self.outcomes[-1].info
         text = str(first["infotexts"][0])
         sheet = [Picture(grid, "grid", first["seed"], first["subseed"], text)] if grid is not None else []
@@ -155,9 +182,12 @@ class Session:
                 "index_of_first_image": 0,
                 "infotexts": [text] * len(shown),
             },
-            interrupted=self.stopped,
-            seconds=seconds,
         )
+
+    def check_begun(self) -> None:
+        """Raises Cancelled when no job was run at all."""
+        if not self.outcomes:
+            raise Cancelled("the task was stopped before its first picture")
 
     def sheet(self, images: Sequence[Image.Image], *, rows: int | None = None) -> Image.Image:
         """All pictures in one, by the webui's grid options."""
@@ -170,6 +200,24 @@ class Session:
             background=options.text("grid_background_color"),
         )
 
+    def labelled(
+        self,
+        sheet: Image.Image,
+        cell: tuple[int, int],
+        above: Sequence[Sequence[Label]],
+        beside: Sequence[Sequence[Label]],
+        *,
+        margin: int = 0,
+    ) -> Image.Image:
+        """A grid with labels, in the colours of the webui's options."""
+        options = self.options
+        colours = Colours(
+            options.text("grid_background_color"),
+            options.text("grid_text_active_color"),
+            options.text("grid_text_inactive_color"),
+        )
+        return labelled(sheet, cell, above, beside, colours, margin=margin)
+
 
 @dataclass(frozen=True)
 class Script:
@@ -177,16 +225,23 @@ class Script:
 
     title: str
     arguments: tuple[Argument, ...]
-    body: Callable[[Session], tuple[list[Picture], Image.Image | None]]
+    body: Callable[[Session], Outcome]
+    kinds: tuple[Kind, ...] = ("img2img",)
 
 
 def scripts() -> Mapping[str, Script]:
     """All scripts, by their names in lower case."""
-    from sd_cloud.engines.diffusion.scripts_loopback import LOOPBACK
-    from sd_cloud.engines.diffusion.scripts_outpainting import OUTPAINTING
-    from sd_cloud.engines.diffusion.scripts_upscale import SD_UPSCALE
+    from sd_cloud.engines.diffusion.scripts.img2img_alternative import IMG2IMG_ALTERNATIVE
+    from sd_cloud.engines.diffusion.scripts.loopback import LOOPBACK
+    from sd_cloud.engines.diffusion.scripts.outpainting import OUTPAINTING
+    from sd_cloud.engines.diffusion.scripts.poor_outpainting import POOR_OUTPAINTING
+    from sd_cloud.engines.diffusion.scripts.prompt_matrix import PROMPT_MATRIX
+    from sd_cloud.engines.diffusion.scripts.prompts_from_file import PROMPTS_FROM_FILE
+    from sd_cloud.engines.diffusion.scripts.upscale import SD_UPSCALE
+    from sd_cloud.engines.diffusion.scripts.xyz_plot import XYZ_PLOT
 
-    return {one.title.lower(): one for one in (OUTPAINTING, SD_UPSCALE, LOOPBACK)}
+    found = (IMG2IMG_ALTERNATIVE, LOOPBACK, OUTPAINTING, POOR_OUTPAINTING, SD_UPSCALE)
+    return {one.title.lower(): one for one in (*found, PROMPT_MATRIX, PROMPTS_FROM_FILE, XYZ_PLOT)}
 
 
 def asks_for_script(job: Job) -> bool:
@@ -205,15 +260,13 @@ def run_script(
     began = time.monotonic()
     name = job.payload["script_name"]
     script = scripts().get(str(name).lower())
-    if script is None or job.kind != "img2img":
-        there = ", ".join(one.title for one in scripts().values())
-        raise BadRequest(f"{name!r} is no script of {job.kind}; img2img has: {there}", field="script_name")
+    if script is None or job.kind not in script.kinds:
+        there = ", ".join(one.title for one in scripts().values() if job.kind in one.kinds)
+        raise BadRequest(f"{name!r} is no script of {job.kind}, which has: {there}", field="script_name")
     values = read_arguments(script, job.payload.get("script_args"))
     session = Session(job, values, make, report, control, settings, device)
-    made, grid = script.body(session)
-    if not session.outcomes:
-        raise Cancelled("the task was stopped before its first picture")
-    return session.outcome(made, grid=grid, seconds=time.monotonic() - began)
+    outcome = script.body(session)
+    return replace(outcome, interrupted=session.stopped, seconds=time.monotonic() - began)
 
 
 def read_arguments(script: Script, sent: Any) -> dict[str, Any]:
@@ -241,6 +294,10 @@ def _checked(argument: Argument, value: Any, where: str) -> Any:
             raise BadRequest(f"{name}{value!r:.80} is not a number", field=where)
         if not argument.low <= value <= argument.high:
             raise BadRequest(f"{name}{value} is not from {argument.low:g} to {argument.high:g}", field=where)
+    elif argument.kind == "flag" and value not in (True, False):
+        raise BadRequest(f"{name}{value!r:.80} is not true or false", field=where)
+    elif argument.kind == "text" and not isinstance(value, str):
+        raise BadRequest(f"{name}{value!r:.80} is not a string", field=where)
     elif argument.kind == "choice" and value not in argument.choices:
         raise BadRequest(f"{name}{value!r:.80} is none of {', '.join(argument.choices)}", field=where)
     elif argument.kind == "choices" and not _all_among(value, argument.choices):

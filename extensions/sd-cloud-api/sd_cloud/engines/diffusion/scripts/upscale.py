@@ -10,16 +10,16 @@ from PIL import Image
 
 from sd_cloud.engines.diffusion import pictures
 from sd_cloud.engines.diffusion.catalogue import upscalers
-from sd_cloud.engines.diffusion.scripts_run import Argument, Script, Session, encoded, image_of
+from sd_cloud.engines.diffusion.scripts.run import Argument, Script, Session, encoded, image_of
 from sd_cloud.engines.diffusion.upscale import find_upscaler, upscale
 from sd_cloud.engines.diffusion.upscale_tiles import Tile, TileSize, join, split
 from sd_cloud.errors import BadRequest
-from sd_cloud.job import Picture
+from sd_cloud.job import Outcome, Picture
 
 UPSCALER_FIELD = "script_args[2]"
 
 
-def sd_upscale(session: Session) -> tuple[list[Picture], Image.Image | None]:
+def sd_upscale(session: Session) -> Outcome:
     """One large picture for each of ``n_iter``; ``width`` and ``height`` are the tiles'."""
     overlap, scale = int(session.values["overlap"]), float(session.values["scale_factor"])
     name = upscaler_name(session, session.values["upscaler"])
@@ -60,7 +60,7 @@ def sd_upscale(session: Session) -> tuple[list[Picture], Image.Image | None]:
         )
         text = str(session.outcomes[0].info["infotexts"][0])
         made.append(Picture(joined, seed=first_seed + number, subseed=subseed, infotext=text))
-    return made, None
+    return session.outcome(made)
 
 
 def _anew(

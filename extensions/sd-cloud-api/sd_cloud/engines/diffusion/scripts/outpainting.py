@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from sd_cloud.engines.diffusion.scripts_run import Argument, Script, Session, encoded, image_of
-from sd_cloud.job import Picture
+from sd_cloud.engines.diffusion.scripts.run import Argument, Script, Session, encoded, image_of
+from sd_cloud.job import Outcome, Picture
 
 Floats = NDArray[np.float64]
 Side = Literal["left", "right", "up", "down"]
@@ -49,7 +49,7 @@ class Growth:
         )
 
 
-def outpainting(session: Session) -> tuple[list[Picture], Image.Image | None]:
+def outpainting(session: Session) -> Outcome:
     """The pictures grown to every side asked for, batch after batch."""
     values = session.values
     image = session.source()
@@ -75,8 +75,8 @@ def outpainting(session: Session) -> tuple[list[Picture], Image.Image | None]:
             break
     alone = len(made) < 2 and session.options.flag("grid_only_if_multiple")
     if not made or alone or not session.options.flag("return_grid"):
-        return made, None
-    return made, session.sheet([image_of(one) for one in made])
+        return session.outcome(made)
+    return session.outcome(made, grid=session.sheet([image_of(one) for one in made]))
 
 
 def plan_growths(size: tuple[int, int], pixels: int, directions: list[Side], blur: int) -> list[Growth]:

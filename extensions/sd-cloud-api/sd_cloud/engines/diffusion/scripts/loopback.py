@@ -6,18 +6,16 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from PIL import Image
-
 from sd_cloud.engines.diffusion import pictures
-from sd_cloud.engines.diffusion.scripts_run import Argument, Script, Session, encoded, image_of
+from sd_cloud.engines.diffusion.scripts.run import Argument, Script, Session, encoded, image_of
 from sd_cloud.errors import NotImplementedHere
-from sd_cloud.job import Picture
+from sd_cloud.job import Outcome, Picture
 
 ORIGINAL = 1  # inpainting_fill: what is masked starts as it is
 CURVES = ("Aggressive", "Linear", "Lazy")
 
 
-def loopback(session: Session) -> tuple[list[Picture], Image.Image | None]:
+def loopback(session: Session) -> Outcome:
     """Pictures of all loops, or with several batches the last of each; a grid of them in one row."""
     loops, final = int(session.values["loops"]), float(session.values["final_denoising_strength"])
     curve, interrogation = session.values["denoising_curve"], session.values["append_interrogation"]
@@ -63,7 +61,7 @@ def loopback(session: Session) -> tuple[list[Picture], Image.Image | None]:
     grid = None
     if len(made) > 1 and session.options.flag("return_grid"):
         grid = session.sheet([image_of(one) for one in made], rows=1)
-    return made, grid
+    return session.outcome(made, grid=grid)
 
 
 def strength_at(loop: int, loops: int, first: float, final: float, curve: str) -> float:

@@ -1,0 +1,1 @@
+"""The webui's built-in scripts: requests that make their pictures by several ordinary jobs."""
