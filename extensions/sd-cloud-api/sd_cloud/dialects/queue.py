@@ -15,6 +15,7 @@ from functools import partial
 from urllib.parse import parse_qsl, urlencode
 from uuid import uuid4
 
+import anyio
 from fastapi import APIRouter
 from sqlalchemy import Connection
 from starlette.requests import Request
@@ -266,10 +267,8 @@ class _Queue:
                     if taken or left <= 0:
                         return taken
                     continue  # another reader was quicker
-                try:
-                    await asyncio.wait_for(news.wait(), left)
-                except asyncio.TimeoutError:
-                    pass
+                with anyio.move_on_after(left):  # not wait_for, which may lose that the reader hung up
+                    await news.wait()
         finally:
             stop()
 

@@ -10,6 +10,8 @@ import asyncio
 import json
 import logging
 
+import anyio
+
 from sd_cloud.dialects import eas
 from sd_cloud.dialects.asked import Seam
 from sd_cloud.dialects.queue_request import sink_of
@@ -40,10 +42,10 @@ class Results:
         try:
             await self._one(ended, "")
             while True:
-                try:
-                    task_id = await asyncio.wait_for(ended.get(), HOUSEKEEPING_SECONDS)
-                except asyncio.TimeoutError:
-                    task_id = ""
+                task_id = ""
+                # Not wait_for, which loses a cancellation that comes with a result (Python 3.11).
+                with anyio.move_on_after(HOUSEKEEPING_SECONDS):
+                    task_id = await ended.get()
                 await self._one(ended, task_id)
         finally:
             stop()
