@@ -138,7 +138,13 @@ async def test_interrogate_says_what_is_missing(world: Native) -> None:
     assert (await world.post("interrogate", {})).json()["detail"] == "Image not found"
     answer = await world.post("interrogate", {"image": base64_png(), "model": "blip9"})
     assert (answer.status_code, answer.json()["detail"]) == (404, "Model not found")
-    assert (await world.post("interrogate", {"image": base64_png()})).status_code == 501
+    for model, file in (
+        ("clip", "model_base_caption_capfilt_large.pth"),
+        ("deepdanbooru", "model-resnet_custom_v3.pt"),
+    ):
+        answer = await world.post("interrogate", {"image": base64_png(), "model": model})
+        assert answer.status_code == 501
+        assert file in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(

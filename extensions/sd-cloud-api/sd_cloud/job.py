@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 from PIL import Image
 
-Kind = Literal["txt2img", "img2img", "extras", "detect", "call"]
+Kind = Literal["txt2img", "img2img", "extras", "detect", "interrogate", "call"]
 Role = Literal["image", "grid", "control_map", "mask", "mask_composite", "first_pass"]
 
-KINDS: tuple[Kind, ...] = ("txt2img", "img2img", "extras", "detect", "call")
+KINDS: tuple[Kind, ...] = ("txt2img", "img2img", "extras", "detect", "interrogate", "call")
 #: Kinds that look at pictures and answer: what comes of them is never saved, nor counted as a picture made.
-LOOKING: frozenset[Kind] = frozenset({"detect"})
+LOOKING: frozenset[Kind] = frozenset({"detect", "interrogate"})
 #: The owner of what the operator's own callers do: loopback, a configured token, `--no-auth`.
 OPERATOR = "local"
 

@@ -28,6 +28,9 @@ class ModelFolders:
     esrgan: tuple[Path, ...]
     gfpgan: tuple[Path, ...]
     codeformer: tuple[Path, ...]
+    blip: tuple[Path, ...]
+    clip: tuple[Path, ...]
+    deepbooru: tuple[Path, ...]
 
     @classmethod
     def below(cls, data_dir: Path, models_dir: Path | None = None) -> ModelFolders:
@@ -48,6 +51,9 @@ class ModelFolders:
             esrgan=(models / "ESRGAN", models / "RealESRGAN"),
             gfpgan=(models / "GFPGAN",),
             codeformer=(models / "Codeformer",),
+            blip=(models / "BLIP",),
+            clip=(models / "CLIP",),
+            deepbooru=(models / "torch_deepdanbooru",),
         )
 
 

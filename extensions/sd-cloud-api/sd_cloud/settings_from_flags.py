@@ -147,6 +147,9 @@ def _folders(data_dir: Path, given: Mapping[str, Any]) -> ModelFolders:
         esrgan=with_added(own.esrgan, "esrgan_models_path", "realesrgan_models_path"),
         gfpgan=with_added(own.gfpgan, "gfpgan_models_path", "gfpgan_dir"),
         codeformer=with_added(own.codeformer, "codeformer_models_path"),
+        blip=own.blip,
+        clip=with_added(own.clip, "clip_models_path"),
+        deepbooru=own.deepbooru,
     )
 
 

@@ -26,7 +26,8 @@ from sd_cloud.dialects.sdapi_host import Options, add_host_routes
 from sd_cloud.dialects.sdapi_infotext import filled_in
 from sd_cloud.dialects.sdapi_lists import add_lists
 from sd_cloud.dialects.sdapi_pictures import checked_picture, encoded, opened, preview
-from sd_cloud.errors import BadRequest, NotFound, NotImplementedHere
+from sd_cloud.engines.diffusion.interrogate.files import MODELS, weights_of
+from sd_cloud.errors import BadRequest, NotFound
 from sd_cloud.job import Job, Kind, Outcome, Target
 from sd_cloud.outputs.png import geninfo
 from sd_cloud.service import Service
@@ -161,15 +162,16 @@ class _Making:
         info, items, parameters = await asyncio.to_thread(lambda: geninfo(opened(checked)))
         return answer({"info": info, "items": items, "parameters": parameters})
 
-    async def interrogateapi(self, interrogatereq: models.InterrogateRequest) -> Response:
+    async def interrogateapi(self, request: Request, interrogatereq: models.InterrogateRequest) -> Response:
         if not interrogatereq.image:
             raise NotFound("Image not found")
-        if interrogatereq.model not in ("clip", "deepdanbooru"):
+        if interrogatereq.model not in MODELS:
             raise NotFound("Model not found")
-        raise NotImplementedHere(
-            f"describing a picture needs the {interrogatereq.model} model, which this service does not have",
-            field="model",
-        )
+        weights_of(interrogatereq.model, self._settings)  # what is missing is told at once
+        job = Job("interrogate", interrogatereq.model_dump(), owner=owner_of(request))
+        request.scope["sd_cloud.job"] = job.id
+        outcome = await with_pictures(self._service, job, request)
+        return answer({"caption": outcome.info["caption"]})
 
 
 class _Watching:

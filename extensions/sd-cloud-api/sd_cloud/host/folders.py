@@ -33,7 +33,8 @@ def make_folders(settings: Settings) -> None:
 
 
 def _make_folders(settings: Settings) -> None:
-    folders = [settings.data_dir / "extensions", *(settings.outputs_dir / name for name in OUTPUTS)]
+    folders = [settings.data_dir / name for name in ("extensions", "interrogate")]
+    folders += [settings.outputs_dir / name for name in OUTPUTS]
     for field in fields(settings.folders):
         folders += getattr(settings.folders, field.name)
     for folder in folders:

@@ -77,6 +77,9 @@ def picture_slots(kind: Kind, payload: dict[str, Any]) -> Iterator[Slot]:
     if kind == "extras":
         yield from _extras(payload)
         return
+    if kind == "interrogate":
+        yield from _required(payload, "image", "image")
+        return
     if kind == "detect":
         yield from _all(payload, "controlnet_input_images")
         yield from _all(payload, "controlnet_masks")

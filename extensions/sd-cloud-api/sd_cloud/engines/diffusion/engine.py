@@ -10,6 +10,7 @@ import torch
 from sd_cloud.engines.base import Control, Report, Worker
 from sd_cloud.engines.diffusion.detection import run_detection
 from sd_cloud.engines.diffusion.extras import run_extras
+from sd_cloud.engines.diffusion.interrogate.run import run_interrogation
 from sd_cloud.engines.diffusion.job_run import JobRun
 from sd_cloud.engines.diffusion.placement import placement_for
 from sd_cloud.engines.diffusion.scripts.run import Before, asks_for_script, run_script
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class DiffusionWorker:
-    """Runs txt2img, img2img, extras and detect jobs, one at a time."""
+    """Runs txt2img, img2img, extras, detect and interrogate jobs, one at a time."""
 
     def __init__(self, settings: Settings) -> None:
         self.workshop = Workshop(settings, placement_for(settings.precision))
@@ -34,6 +35,11 @@ class DiffusionWorker:
             if job.kind == "extras":
                 return run_extras(
                     job, report, control, settings=self.workshop.settings, device=self.workshop.device
+                )
+            if job.kind == "interrogate":
+                shop = self.workshop
+                return run_interrogation(
+                    job, report, control, settings=shop.settings, shelf=shop.interrogators
                 )
             if job.kind == "detect":
                 return run_detection(job, report, control, settings=self.workshop.settings)

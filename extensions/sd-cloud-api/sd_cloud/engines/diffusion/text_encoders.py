@@ -96,7 +96,7 @@ def build_text_encoder(
     """A text encoder from a checkpoint's tensors below ``prefix``. Raises CheckpointBroken."""
     own = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
     if "transformer.resblocks.0.ln_1.weight" in own:
-        state, projection = _from_open_clip(own, name)
+        state, projection = from_open_clip(own, name)
         kind: Kind = "open_clip"
     else:
         state, projection, kind = _from_clip_l(own), None, "clip_l"
@@ -169,11 +169,26 @@ OPEN_CLIP_NAMES = (
 )
 
 
-def _from_open_clip(own: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], Tensor | None]:
+def from_open_clip(own: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], Tensor | None]:
     """OpenCLIP's names (mlfoundations/open_clip, ``transformer.py``) to transformers'.
 
     ``attn.in_proj`` holds q, k and v one below the other.
     """
+    state = open_clip_names(own)
+    for old, new in (
+        ("ln_final.weight", "final_layer_norm.weight"),
+        ("ln_final.bias", "final_layer_norm.bias"),
+        ("positional_embedding", "embeddings.position_embedding.weight"),
+        ("token_embedding.weight", "embeddings.token_embedding.weight"),
+    ):
+        if old not in own:
+            raise CheckpointBroken(f"{name}: its text encoder is incomplete, {old} is missing")
+        state[new] = own[old]
+    return state, own.get("text_projection")
+
+
+def open_clip_names(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The layers of a transformer of OpenAI's or OpenCLIP's under transformers' names."""
     state: dict[str, Tensor] = {}
     for key, value in own.items():
         found = re.match(r"transformer\.resblocks\.(\d+)\.(.+)", key)
@@ -188,13 +203,4 @@ def _from_open_clip(own: Mapping[str, Tensor], name: str) -> tuple[dict[str, Ten
         for old, new in OPEN_CLIP_NAMES:
             if rest.startswith(old):
                 state[layer + new + rest[len(old) :]] = value
-    for old, new in (
-        ("ln_final.weight", "final_layer_norm.weight"),
-        ("ln_final.bias", "final_layer_norm.bias"),
-        ("positional_embedding", "embeddings.position_embedding.weight"),
-        ("token_embedding.weight", "embeddings.token_embedding.weight"),
-    ):
-        if old not in own:
-            raise CheckpointBroken(f"{name}: its text encoder is incomplete, {old} is missing")
-        state[new] = own[old]
-    return state, own.get("text_projection")
+    return state

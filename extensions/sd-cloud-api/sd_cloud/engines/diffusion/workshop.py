@@ -18,6 +18,7 @@ from sd_cloud.engines.diffusion.embeddings import EmbeddingShelf
 from sd_cloud.engines.diffusion.hashes import HashBook
 from sd_cloud.engines.diffusion.hypernetworks import HypernetShelf
 from sd_cloud.engines.diffusion.infotext import Names
+from sd_cloud.engines.diffusion.interrogate.run import InterrogationShelf
 from sd_cloud.engines.diffusion.latents import Coder
 from sd_cloud.engines.diffusion.lora import LoraShelf
 from sd_cloud.engines.diffusion.model import Model, Placement
@@ -42,6 +43,7 @@ class Workshop:
     controlnets: ControlNetShelf = field(init=False)
     texts: TextCache = field(init=False)
     tiny_vaes: TinyShelf = field(init=False)
+    interrogators: InterrogationShelf = field(init=False)
 
     def __post_init__(self) -> None:
         self.hashes = catalogues.hash_book(self.settings)
@@ -51,6 +53,7 @@ class Workshop:
         self.controlnets = ControlNetShelf()
         self.texts = TextCache()
         self.tiny_vaes = TinyShelf(self.settings.folders.tiny_vaes[0])
+        self.interrogators = InterrogationShelf(self.placement)
         self.residents = Residents(self.placement, self.settings.min_ram_reserved_gib, self._leaves)
         self._seen: object = None
         self._catalogue = Catalogue()
@@ -102,6 +105,7 @@ class Workshop:
         """Let go of everything that can be loaded again (after running out of memory)."""
         self.texts.clear()
         self.controlnets.clear()
+        self.interrogators.clear()
         self.residents.clear()
         release_memory()
 
