@@ -163,6 +163,14 @@ async def test_a_folder_that_cannot_be_made_is_saving_failed(settings: Settings)
         await outputs(settings).save(job(), outcome())
 
 
+async def test_a_full_disk_is_told_under_save_dir_only_to_who_sent_one(settings: Settings) -> None:
+    for target, field in ((Target("webui"), None), (Target("eas", "mine"), "save_dir")):
+        with pytest.raises(SavingFailed, match="could not be written to") as caught, small_files():
+            noise = Picture(Image.frombytes("RGB", (128, 128), os.urandom(128 * 128 * 3)), seed=2)
+            await outputs(settings).save(job(target=target), outcome(noise))
+        assert caught.value.field == field
+
+
 async def test_a_picture_that_failed_before_is_passed_on_as_it_is(settings: Settings) -> None:
     failed = Picture(None, seed=5, error="blocked")
     saved = await outputs(settings).save(job(), outcome(failed, picture()))

@@ -116,7 +116,8 @@ class Outputs:
                 done.append(replace(picture, path=saved.path, link=saved.link, oss_address=saved.oss_address))
         tried = [p for p in done if p.path or p.error]
         if one_by_one and tried and not any(p.path for p in tried):
-            raise SavingFailed(tried[0].error or "none of the pictures could be kept", field=FIELD)
+            field = FIELD if save_dir else None
+            raise SavingFailed(tried[0].error or "none of the pictures could be kept", field=field)
         return replace(outcome, pictures=tuple(done))
 
     def _names(self, job: Job, outcome: Outcome) -> list[Name | None]:
@@ -141,6 +142,7 @@ class Outputs:
 
     def _put_file(self, job: Job, save_dir: str | None) -> Callable[[Picture, Name], Saved]:
         asked = self._settings.outputs_dir / save_dir if save_dir else self._settings.outputs_dir
+        field = FIELD if save_dir else None  # a caller who sent none is not told of it
         self._roots.place(asked, field=FIELD)
 
         def put(picture: Picture, name: Name) -> Saved:
@@ -155,7 +157,7 @@ class Outputs:
                     self._put_beside(job, picture, file, len(data))
             except OSError as error:
                 raise SavingFailed(
-                    f"{folder} could not be written to: {error.strerror or error}", field=FIELD
+                    f"{folder} could not be written to: {error.strerror or error}", field=field
                 ) from error
             told = place / file.name if ".." in folder.parts else folder / file.name
             address = self._oss.mounted_at(told) or self._oss.mounted_at(file)
