@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sd_cloud.engines.diffusion.preprocess import dwpose, pose
-from sd_cloud.engines.diffusion.preprocess.detect import Detection, Pixels, detect
+from sd_cloud.engines.diffusion.preprocess import animal_pose, dwpose, pose
+from sd_cloud.engines.diffusion.preprocess.detect import Detected, Detection, Pixels, detect, detected
 from sd_cloud.engines.diffusion.preprocess.loading import Bench, _loaded
 from sd_cloud.engines.diffusion.preprocess.pose import Box
 from sd_cloud.engines.diffusion.preprocess.pose_drawing import Person, draw_people
@@ -86,7 +86,7 @@ POSES = {
 }
 
 #: Published in ONNX: they bring their shapes with them.
-IN_ONNX = {name for name, files in NETWORK_FILES.items() if files[0].endswith(".onnx")}
+IN_ONNX = {name for name, files in NETWORK_FILES.items() if any(".onnx" in file for file in files)}
 
 #: What random weights give them lies within one level; ``hed`` and ``test_preprocess.py`` show the rest.
 IN_LEVELS = {"hed_safe", "scribble_hed", "softedge_teed", "softedge_anyline"}
@@ -265,6 +265,45 @@ def test_dwpose_looks_at_the_whole_picture_where_only_other_things_are(
     thing = whole_body(monkeypatch, settings, classes=[0.0, 0.9])
     assert thing.any() and (thing != person).any()
     assert not whole_body(monkeypatch, settings, classes=[0.05, 0.05]).any()
+
+
+def animals(monkeypatch: pytest.MonkeyPatch, settings: Settings, kind: int) -> Detected:
+    """What is drawn where a detector sees one thing of a kind in the middle, its joints on a diagonal."""
+    seen = np.zeros((1, 8400, 85), np.float32)
+    cell = 6400 + 1600 + 10 * 20 + 10
+    seen[0, cell, :5] = [0, 0, np.log(10), np.log(10), 1.0]
+    seen[0, cell, 5 + kind] = 0.9
+    across = np.zeros((1, 17, 512), np.float32)
+    for joint in range(17):
+        across[0, joint, 30 * joint] = 0.01  # however unsure
+    networks = [lambda values: [seen], lambda values: [across, across]]
+    files = NETWORK_FILES["animal_openpose"]
+    monkeypatch.setattr(animal_pose, "session", lambda path: networks[files.index(f"openpose/{path.name}")])
+    for file in files:
+        path = settings.folders.annotators[0] / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return detected(MODULES["animal_openpose"], picture(128, 128), Detection(128), settings)
+
+
+def test_an_animals_joints_are_drawn_and_told_in_px(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    found = animals(monkeypatch, settings, kind=16)
+    assert found.pose is not None and found.pose["people"] == []
+    (told,) = found.pose["animals"]
+    joints = np.reshape(told, (17, 3))[:, :2]
+    # The box is 64 px around (64, 64), a quarter more is looked at, in half px of 256.
+    assert np.allclose(joints, [[64 - 40 + 30 * joint / 512 * 80] * 2 for joint in range(17)])
+    # From the nose to the neck, and from a hip to its knee.
+    for one, two, colour in ((2, 3, (100, 50, 255)), (11, 12, (255, 255, 0))):
+        x, y = (joints[one] + joints[two]) / 2
+        assert tuple(found.map[int(y), int(x)]) == colour
+
+
+def test_what_is_no_animal_is_not_drawn(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    assert not animals(monkeypatch, settings, kind=0).map.any()
+    assert not animals(monkeypatch, settings, kind=24).map.any()
 
 
 def test_a_file_that_is_no_onnx_network_is_named(settings: Settings) -> None:

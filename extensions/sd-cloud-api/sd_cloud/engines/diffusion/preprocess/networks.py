@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from sd_cloud.engines.diffusion.preprocess import (
+    animal_pose,
     depth_anything,
     dwpose,
     face_analysis,
@@ -60,6 +61,7 @@ NETWORKS: Mapping[str, Network] = {
     "normal_bae": _plain(normal_bae.normals),
     "depth_anything": lambda bench, image, how: depth_anything.depth(bench, image, second=False),
     "depth_anything_v2": lambda bench, image, how: depth_anything.depth(bench, image, second=True),
+    "animal_openpose": _plain(animal_pose.pose),
     "dw_openpose_full": _plain(dwpose.pose),
     "instant_id_face_keypoints": _plain(face_analysis.keypoints),
     "openpose": _pose(),

@@ -69,6 +69,8 @@ _SAFE_STEPS = Slider("Safe Steps", 0, 10, 1, 2)
 
 _BODY, _HAND = "openpose/body_pose_model.pth", "openpose/hand_pose_model.pth"
 _FACE_POINTS = "openpose/facenet.pth"
+_YOLOX = "openpose/yolox_l.onnx"
+_ANIMAL = "openpose/rtmpose-m_simcc-ap10k_pt-aic-coco_210e-256x256-7a041aa1_20230206.onnx"
 _OPENPOSE = f"{_BODY}, {_HAND}, {_FACE_POINTS}"
 _LERES = "leres/res101.pth, leres/latest_net_G.pth"
 _HED = "hed/ControlNetHED.pth"
@@ -124,7 +126,7 @@ _ALL = (
         slider_1=Slider("Down Sampling Rate", 1.0, 8.0, 0.01, 1.0),
         priority=100,
     ),
-    Module("animal_openpose", "", ("OpenPose",), weights="openpose/rtmpose-m_ap10k_256.onnx"),
+    Module("animal_openpose", "", ("OpenPose",), weights=f"{_YOLOX}, {_ANIMAL}"),
     Module(
         "densepose",
         "densepose (pruple bg & purple torso)",
@@ -297,7 +299,8 @@ NETWORK_FILES: Mapping[str, tuple[str, ...]] = {
     "normal_bae": ("normal_bae/scannet.pt",),
     "depth_anything": ("depth_anything/depth_anything_vitl14.pth",),
     "depth_anything_v2": ("depth_anything_v2/depth_anything_v2_vitl.safetensors",),
-    "dw_openpose_full": ("openpose/yolox_l.onnx", "openpose/dw-ll_ucoco_384.onnx"),
+    "animal_openpose": (_YOLOX, _ANIMAL),
+    "dw_openpose_full": (_YOLOX, "openpose/dw-ll_ucoco_384.onnx"),
     "instant_id_face_keypoints": INSTANT_ID_FILES[:1],
     "openpose": (_BODY,),
     "openpose_face": (_BODY, _FACE_POINTS),
