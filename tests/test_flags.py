@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from sd_cloud.command_line import parse
-from sd_cloud.flags import EXTENSIONS, FLAGS, OURS, WEBUI
+from sd_cloud.flags import FLAGS, OURS
+from sd_cloud.flags_of_the_webui import EXTENSIONS, WEBUI
 from sd_cloud.settings import Settings, settings_below
 from sd_cloud.settings_from_flags import SettingsError, default_state_dir, settings_from, settings_of
 

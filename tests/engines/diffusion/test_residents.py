@@ -145,6 +145,14 @@ def test_an_option_whose_weights_are_missing_is_refused_in_a_request_and_told_el
     assert f"The option {option} has no effect" in outcome.info["comments"]
 
 
+def test_an_option_that_is_not_there_is_refused_in_a_request_and_told_elsewhere(worker: Any) -> None:
+    with pytest.raises(NotImplementedHere, match="sd_unet"):
+        made(worker, job(override_settings={"sd_unet": "[TRT] fast"}))
+    hosts = {"sd_model_checkpoint": "tiny-a", "sd_unet": "[TRT] fast"}
+    assert "The option sd_unet has no effect" in made(worker, replace(job(), options=hosts)).info["comments"]
+    assert "comments" not in made(worker, job(override_settings={"sd_unet": "None"})).info
+
+
 def test_one_vae_for_everything_wins_over_what_is_asked_for(worker: Any) -> None:
     own = made(worker, job()).pictures[0].image
     other = made(worker, job(override_settings={"sd_vae": "tiny-vae.safetensors"})).pictures[0]
