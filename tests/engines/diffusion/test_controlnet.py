@@ -14,13 +14,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sd_cloud.engines.base import ModelFile
+from sd_cloud.engines.diffusion.controlnet.call import inpaint_hint
 from sd_cloud.engines.diffusion.controlnet.control import (
     Call,
     Canvas,
     Control,
     ControlNetShelf,
     Surroundings,
-    inpaint_hint,
     prepare,
 )
 from sd_cloud.engines.diffusion.controlnet.maps import fit, map_seed, perfect_resolution, thin, unit_image
@@ -137,6 +137,7 @@ class Bench:
                 unet=self.model.unet,
                 shelf=self.shelf,
                 encode=self.encode,
+                encode_early=self.encode,
                 draw=lambda shape: torch.zeros(tuple(shape)),
                 option=lambda name, default: self.options.get(name, default),
             ),

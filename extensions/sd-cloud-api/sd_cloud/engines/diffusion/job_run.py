@@ -27,7 +27,12 @@ from sd_cloud.engines.diffusion.job_state import JobState
 from sd_cloud.engines.diffusion.latents import from_unit
 from sd_cloud.engines.diffusion.noise import GlobalSource
 from sd_cloud.engines.diffusion.passes import Passes
-from sd_cloud.engines.diffusion.preparation import plan_second_pass, prepare_controls, prepare_source
+from sd_cloud.engines.diffusion.preparation import (
+    numbers_drawn_early,
+    plan_second_pass,
+    prepare_controls,
+    prepare_source,
+)
 from sd_cloud.engines.diffusion.scripts.run import Before
 from sd_cloud.engines.diffusion.workshop import Workshop
 from sd_cloud.errors import Cancelled
@@ -86,14 +91,17 @@ class JobRun:
         units = control_units(state.job.payload)
         state.marks |= unit_infotext(units)
         state.comments += unit_remarks(state.job.payload)
-        source = None
         if state.request.source:
             if self.before.last_seed is not None:
                 state.generator = GlobalSource(self.before.last_seed)
             state.generator.pass_over(self.before.drawn)
+        early = state.generator.copy()
+        source = None
+        if state.request.source:
+            state.generator.pass_over(numbers_drawn_early(state, models, units))
             source = prepare_source(state, models, self.before.colour_target)
         second = plan_second_pass(state)
-        controls = prepare_controls(state, models, units, source, second)
+        controls = prepare_controls(state, models, units, source, second, early)
         return Passes(state, models, source, second, controls, self.before.inversion)
 
     def _batch(self, number: int, models: JobModels, passes: Passes) -> list[Picture]:

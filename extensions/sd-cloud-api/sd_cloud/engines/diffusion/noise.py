@@ -100,6 +100,12 @@ class GlobalSource(TorchSource):
             torch.empty(now).uniform_(generator=self._generator)
             count -= now
 
+    def copy(self) -> GlobalSource:
+        """Another that draws the same numbers."""
+        made = GlobalSource(0)
+        made._generator.set_state(self._generator.get_state())
+        return made
+
     def seed(self) -> int:
         """A seed, as k-diffusion draws one for noise that nobody gave a seed for."""
         return int(torch.randint(0, 2**63 - 1, [], generator=self._generator))
@@ -207,6 +213,27 @@ class BatchNoise:
 
     def _stack(self, noises: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(noises)).to(self._kind.device)
+
+
+class Drawing(Protocol):
+    """Noise for a batch, one draw after the other."""
+
+    def draw(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class NoisyLatent:
+    """Each draw is a latent [1, C, H, W] in noise, as far as ``alpha`` (its share of the variance) says."""
+
+    noise: Drawing
+    latent: Tensor
+    alpha: float
+
+    def draw(self) -> Tensor:
+        drawn = self.noise.draw()
+        if drawn.shape[2:] != self.latent.shape[2:]:
+            return drawn
+        return torch.as_tensor(self.alpha**0.5 * self.latent.to(drawn) + (1 - self.alpha) ** 0.5 * drawn)
 
 
 def _in_the_middle(inner: Tensor, outer: Tensor) -> Tensor:

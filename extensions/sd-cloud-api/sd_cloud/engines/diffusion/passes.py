@@ -22,7 +22,7 @@ from sd_cloud.engines.diffusion.job_state import JobState
 from sd_cloud.engines.diffusion.latents import decode_tiny, to_pictures, to_unit
 from sd_cloud.engines.diffusion.model import Model
 from sd_cloud.engines.diffusion.models_wanted import find_checkpoint
-from sd_cloud.engines.diffusion.noise import BatchNoise
+from sd_cloud.engines.diffusion.noise import Drawing, NoisyLatent
 from sd_cloud.engines.diffusion.previews import preview, side_by_side
 from sd_cloud.engines.diffusion.prompt_grammar import NetworkCall, Timeline, split_networks
 from sd_cloud.engines.diffusion.refiner import is_due
@@ -54,7 +54,7 @@ class Passes:
         """The batch as latents of the model now at work, and first passes that are to be saved."""
         state, request, model = self.state, self.state.request, self.models.current
         shape = (model.latent_channels, request.height // LATENT_PIXELS, request.width // LATENT_PIXELS)
-        noise = state.noise(shape)
+        noise = self._beginning(state.noise(shape))
         encoded = self._encode(second=False)
         if self.second is None:
             mark_method("sd_vae_decode_method", state.options, state.marks)
@@ -68,6 +68,14 @@ class Passes:
         if self.second is None or state.control.verdict in ("interrupt", "cancel"):
             return latent, []
         return self._second_pass(self.second, latent, images)
+
+    def _beginning(self, noise: Drawing) -> Drawing:
+        """With what ``inpaint_only+lama`` begins from: as in sd-webui-controlnet in the first batch alone,
+        and not with a refiner."""
+        latent = self.controls.beginning if self.controls else None
+        if latent is None or self.state.batch.start > 0 or self.state.request.refiner is not None:
+            return noise
+        return NoisyLatent(noise, latent, float(self.models.current.alphas_cumprod[-1]))
 
     def _encode(self, *, second: bool, networks: bool = True) -> Encoded:
         """Merge what the batch's prompts call for (or nothing), then encode them for this pass."""
@@ -98,9 +106,7 @@ class Passes:
 
     # --- sampling ---------------------------------------------------------------------------------
 
-    def _sampling(
-        self, encoded: Encoded, plan: Plan, noise: BatchNoise, condition: Tensor | None
-    ) -> Sampling:
+    def _sampling(self, encoded: Encoded, plan: Plan, noise: Drawing, condition: Tensor | None) -> Sampling:
         state, model = self.state, self.models.current
         guided = Guided(
             model=model,
@@ -203,7 +209,7 @@ class Passes:
 
     # --- first passes -----------------------------------------------------------------------------
 
-    def _from_noise(self, encoded: Encoded, noise: BatchNoise) -> Tensor:
+    def _from_noise(self, encoded: Encoded, noise: Drawing) -> Tensor:
         state, request = self.state, self.state.request
         plan = Plan(request.sampler, request.scheduler, request.steps, request.knobs)
         start = noise.draw()
@@ -222,7 +228,7 @@ class Passes:
         with self._merging():
             return sampling.from_noise(start)
 
-    def _from_source(self, prepared: img2img.Prepared, encoded: Encoded, noise: BatchNoise) -> Tensor:
+    def _from_source(self, prepared: img2img.Prepared, encoded: Encoded, noise: Drawing) -> Tensor:
         request = self.state.request
         assert request.source is not None
         plan = Plan(

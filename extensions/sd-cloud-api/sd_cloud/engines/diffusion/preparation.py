@@ -16,6 +16,7 @@ from sd_cloud.engines.diffusion.hires import HiresPlan
 from sd_cloud.engines.diffusion.job_models import JobModels
 from sd_cloud.engines.diffusion.job_state import JobState
 from sd_cloud.engines.diffusion.models_wanted import find_checkpoint
+from sd_cloud.engines.diffusion.noise import LATENT_PIXELS, GlobalSource
 from sd_cloud.engines.diffusion.passes import enlarge
 from sd_cloud.engines.diffusion.upscale import find_upscaler
 
@@ -88,14 +89,25 @@ def plan_second_pass(state: JobState) -> HiresPlan | None:
     return HiresPlan(own, target, checkpoint)
 
 
+def numbers_drawn_early(state: JobState, models: JobModels, units: Sequence[ControlUnit]) -> int:
+    """How many random numbers the units' maps take to be encoded, which comes before img2img's pictures."""
+    request = state.request
+    cells = (request.height // LATENT_PIXELS) * (request.width // LATENT_PIXELS)
+    return sum(unit.fills for unit in units) * models.current.latent_channels * cells
+
+
 def prepare_controls(
     state: JobState,
     models: JobModels,
     units: Sequence[ControlUnit],
     prepared: img2img.Prepared | None,
     second: HiresPlan | None,
+    early: GlobalSource,
 ) -> controlnet.Control | None:
-    """The ControlNets of the job with their maps; None without units."""
+    """The ControlNets of the job with their maps; None without units.
+
+    ``early``: what random numbers come from before img2img's pictures are encoded.
+    """
     if not units:
         return None
     request, coder = state.request, models.coder()
@@ -115,6 +127,7 @@ def prepare_controls(
         unet=models.current.unet,
         shelf=state.workshop.controlnets,
         encode=lambda pixels: coder.encode(pixels.to(state.workshop.device), state.generator),
+        encode_early=lambda pixels: coder.encode(pixels.to(state.workshop.device), early),
         draw=state.draw_unasked,
         option=state.job.option,
     )

@@ -19,7 +19,7 @@ from sd_cloud.engines.diffusion import samplers
 from sd_cloud.engines.diffusion.catalogue_samplers import SCHEDULERS
 from sd_cloud.engines.diffusion.guidance import Guided, Stopped
 from sd_cloud.engines.diffusion.model import Model
-from sd_cloud.engines.diffusion.noise import BatchNoise, BrownianNoise, RandomKind
+from sd_cloud.engines.diffusion.noise import BrownianNoise, Drawing, RandomKind
 from sd_cloud.engines.diffusion.noise_levels import SCHEDULES, Range, zero_terminal_snr
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.request import Knobs
@@ -88,7 +88,7 @@ class Sampling:
     plan: Plan
     guided: Guided
     options: Options
-    noise: BatchNoise
+    noise: Drawing
     random: RandomKind
     seeds: Sequence[int]
     marks: Marks

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sd_cloud.engines.diffusion.controlnet.adapter_light import LightNet
+from sd_cloud.engines.diffusion.controlnet.after import Correction
 from sd_cloud.engines.diffusion.controlnet.call import Call, Hinted, inpaint_hint
 from sd_cloud.engines.diffusion.text_encoders import assign
 from sd_cloud.errors import BadRequest, CheckpointBroken
@@ -147,7 +148,12 @@ class Adapting(Hinted):
     """One adapter unit. Its features are made once, of the hint of the first call that it works in."""
 
     adapter: Adapter
+    correction: Correction | None = None
     features: tuple[Tensor, ...] = ()
+
+    def settle(self, call: Call) -> None:
+        if self.correction is not None:
+            self.correction.latent(self.hint_for(call))
 
     def levels(self, call: Call, *, softened: bool) -> list[Tensor]:
         """What is added at the end of each level of the encoder (SDXL: and after the middle)."""

@@ -46,10 +46,11 @@ class Correction:
         share = min(max(self.unit.weight, 0.0), 1.0)
         return corrected * share + noise * (1 - share)
 
-    def latent(self, hint: Tensor) -> Tensor:
+    def latent(self, hint: Tensor, encode: Encode | None = None) -> Tensor:
+        """Of the hint's picture; encoded once, by ``encode`` where it has to be."""
         size = tuple(hint.shape[-2:])
         if size not in self.latents:
-            self.latents[size] = self.encode(hint[:, :3] * 2 - 1)
+            self.latents[size] = (encode or self.encode)(hint[:, :3] * 2 - 1)
         return self.latents[size]
 
     def _kept(self, pointed_to: Tensor, own: Tensor, hint: Tensor, call: Call) -> Tensor:
@@ -68,7 +69,7 @@ class Correction:
 
 def correction_for(unit: ControlUnit, encode: Encode) -> Correction | None:
     name = unit.module.name
-    return Correction(unit, encode) if "colorfix" in name or name == "inpaint_only" else None
+    return Correction(unit, encode) if "colorfix" in name or "inpaint_only" in name else None
 
 
 def low_part(latent: Tensor, reach: int) -> Tensor:
@@ -80,7 +81,7 @@ def low_part(latent: Tensor, reach: int) -> Tensor:
 def finish_for(unit: ControlUnit, pixels: Map, blur_px: int) -> Finish | None:
     """What the unit does to the decoded picture; ``pixels`` is its map at the final size."""
     name = unit.module.name
-    if name == "inpaint_only":
+    if "inpaint_only" in name:
         return _PutBack.of_map(pixels, blur_px)
     if name == "recolor_luminance":
         return _Recolor(pixels[:, :, 0], cv2.COLOR_RGB2LAB, cv2.COLOR_LAB2RGB, 0)

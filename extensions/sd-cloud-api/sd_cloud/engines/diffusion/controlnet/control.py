@@ -157,11 +157,15 @@ def _sum(total: list[Tensor] | None, layers: list[Tensor]) -> list[Tensor]:
 
 @dataclass
 class Control:
-    """All units of a job. ``maps``: the control maps to answer."""
+    """All units of a job. ``maps``: the control maps to answer.
+
+    ``beginning``: a latent [1, C, h, w] that the noise to begin with holds something of.
+    """
 
     units: tuple[Hinted, ...]
     maps: tuple[Picture, ...]
     finishes: tuple[Finish, ...] = field(default=())
+    beginning: Tensor | None = None
 
     @property
     def steerings(self) -> list[Steering]:
@@ -206,9 +210,9 @@ class Control:
 
     def correct(self, noise: Tensor, call: Call, alphas_cumprod: Tensor) -> Tensor:
         """The U-Net's output with what ``tile_colorfix`` and ``inpaint_only`` change in it."""
-        for steering in self.steerings:
-            if steering.correction is not None:
-                noise = steering.correction(noise, call, steering.hint_for(call), alphas_cumprod)
+        for unit in self.units:
+            if isinstance(unit, (Steering, Adapting)) and unit.correction is not None:
+                noise = unit.correction(noise, call, unit.hint_for(call), alphas_cumprod)
         return noise
 
     def finish(self, pixels: Tensor) -> Tensor:
@@ -222,8 +226,9 @@ class Control:
 class Surroundings:
     """What preparing a job's units needs from the engine.
 
-    ``encode`` takes pixels [1, 3, H, W] in -1..1 to the latent the U-Net works on; ``draw`` gives what
-    torch's own generator gives next in the webui.
+    ``encode`` takes pixels [1, 3, H, W] in -1..1 to the latent the U-Net works on, ``encode_early`` with
+    the random numbers from before img2img's pictures; ``draw`` gives what torch's own generator gives
+    next in the webui.
     """
 
     settings: Settings
@@ -231,6 +236,7 @@ class Surroundings:
     unet: UNet2DConditionModel
     shelf: ControlNetShelf
     encode: Callable[[Tensor], Tensor]
+    encode_early: Callable[[Tensor], Tensor]
     draw: Draw
     option: Callable[[str, Any], Any]
 
@@ -256,6 +262,7 @@ def prepare(units: Sequence[ControlUnit], canvas: Canvas, around: Surroundings) 
     keep = int(around.option("control_net_model_cache_size", KEPT_MODELS))
     at_work: list[Hinted] = []
     finishes, pictures = [], []
+    beginning = None
     for unit, file, (pixels, hires_pixels) in zip(units, files, made, strict=True):
         if unit.save_map:
             pictures += [_picture(one) for one in (hires_pixels, pixels) if one is not None]
@@ -264,27 +271,22 @@ def prepare(units: Sequence[ControlUnit], canvas: Canvas, around: Surroundings) 
             at_work.append(_reference(unit, hint, hires_hint, around))
             continue
         network = around.shelf.get(Path(file.filename), around.unet, keep, field=f"{unit.field}.model")
+        correction = correction_for(unit, around.encode)
         if isinstance(network, Adapter):
-            at_work.append(Adapting(unit, hint, hires_hint, network))
-            continue
-        if isinstance(network, LLLite):
+            at_work.append(Adapting(unit, hint, hires_hint, network, correction))
+        elif isinstance(network, LLLite):
             at_work.append(Lightening(unit, hint, hires_hint, network))
             continue
-        _check_hint(unit, network)
+        else:
+            _check_hint(unit, network)
+            at_work.append(Steering(unit, hint, hires_hint, network, correction))
+        if correction is not None and unit.fills:
+            beginning = correction.latent(hint, around.encode_early)
         final = pixels if hires_pixels is None else hires_pixels
-        at_work.append(
-            Steering(
-                unit=unit,
-                network=network,
-                hint=hint,
-                hires_hint=hires_hint,
-                correction=correction_for(unit, around.encode),
-            )
-        )
         finish = finish_for(unit, final, int(around.option("control_net_inpaint_blur_sigma", 7)))
         finishes += [finish] if finish else []
     shown = () if around.option("control_net_no_detectmap", False) else tuple(pictures)
-    return Control(tuple(at_work), shown, tuple(finishes))
+    return Control(tuple(at_work), shown, tuple(finishes), beginning)
 
 
 def _reference(unit: ControlUnit, hint: Tensor, hires_hint: Tensor | None, around: Surroundings) -> Reference:
@@ -306,6 +308,8 @@ def _maps(unit: ControlUnit, canvas: Canvas, settings: Settings) -> tuple[Map, M
     resolution = unit.resolution
     if unit.pixel_perfect:
         resolution = perfect_resolution(pixels, size, mode)
+    if unit.fills and mode == "Resize and Fill":
+        pixels = fit(pixels.astype(np.float32), mode, canvas.latent_hires_size or size)  # to fill the borders
     detection = Detection(resolution, unit.threshold_a, unit.threshold_b, canvas.seed)
     found: Map = detect(unit.module, pixels, detection, settings, field=f"{unit.field}.module")
     if unit.module.is_inpaint:

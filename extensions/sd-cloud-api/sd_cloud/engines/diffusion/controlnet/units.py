@@ -100,6 +100,11 @@ class ControlUnit:
         return self.control_mode != "Balanced"
 
     @property
+    def fills(self) -> bool:
+        """Its map is painted under the mask, and the picture begins from it."""
+        return self.module.name == "inpaint_only+lama"
+
+    @property
     def only_on_prompt(self) -> bool:
         """The control reaches the positive prompt alone."""
         return self.control_mode == "ControlNet is more important"

@@ -69,14 +69,19 @@ def detected(
     files = weights_files(module, settings, field=field)
     from sd_cloud.engines.diffusion.placement import placement_for
     from sd_cloud.engines.diffusion.preprocess.loading import Bench
-    from sd_cloud.engines.diffusion.preprocess.networks import NETWORKS
+    from sd_cloud.engines.diffusion.preprocess.networks import AS_SENT, NETWORKS
 
-    padded, size = _resized(rgb(image), detection.resolution)
     with Bench(files, placement_for(settings.precision).device, field) as bench:
-        found = NETWORKS[module.name](bench, padded, detection)
-    seen = found if isinstance(found, Detected) else Detected(found)
-    made = _cut(seen.map, size)
+        if module.name in AS_SENT:
+            return _seen(AS_SENT[module.name](bench, image, detection))
+        padded, size = resized(rgb(image), detection.resolution)
+        seen = _seen(NETWORKS[module.name](bench, padded, detection))
+    made = cut(seen.map, size)
     return replace(seen, map=np.ascontiguousarray(rgb(scribble(made) if "scribble" in module.name else made)))
+
+
+def _seen(found: Pixels | Detected) -> Detected:
+    return found if isinstance(found, Detected) else Detected(np.ascontiguousarray(found))
 
 
 def weights_files(module: Module, settings: Settings, *, field: str = "module") -> dict[str, Path]:
@@ -128,24 +133,27 @@ def rgb(image: NDArray[Any]) -> Pixels:
     return np.asarray(image, np.uint8)
 
 
-def _resized(image: Pixels, resolution: float) -> tuple[Pixels, tuple[int, int]]:
-    """The shorter side brought to ``resolution`` px, then padded by its edge to multiples of 64."""
+def resized(image: NDArray[Any], resolution: float) -> tuple[NDArray[Any], tuple[int, int]]:
+    """The shorter side brought to ``resolution`` px, then padded by its edge to multiples of 64.
+
+    And the size (height, width) without what was padded.
+    """
     height, width = image.shape[:2]
     factor = float(resolution) / min(height, width)
     size = (int(np.round(height * factor)), int(np.round(width * factor)))
     how = cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA
     scaled = cv2.resize(image, (size[1], size[0]), interpolation=how)
     padding = [(0, -size[0] % PAD_PX), (0, -size[1] % PAD_PX), (0, 0)]
-    return np.pad(scaled, padding, mode="edge").astype(np.uint8), size
+    return np.pad(scaled, padding, mode="edge"), size
 
 
-def _cut(image: NDArray[Any], size: tuple[int, int]) -> Pixels:
+def cut(image: NDArray[Any], size: tuple[int, int]) -> Pixels:
     return np.ascontiguousarray(image[: size[0], : size[1]])
 
 
 def _sized(image: Pixels, detection: Detection) -> Pixels:
-    padded, size = _resized(rgb(image), detection.resolution)
-    return _cut(padded, size)
+    padded, size = resized(rgb(image), detection.resolution)
+    return cut(padded, size)
 
 
 def _none(image: Pixels, detection: Detection) -> Pixels:
@@ -153,8 +161,8 @@ def _none(image: Pixels, detection: Detection) -> Pixels:
 
 
 def _canny(image: Pixels, detection: Detection) -> Pixels:
-    padded, size = _resized(rgb(image), detection.resolution)
-    return rgb(_cut(cv2.Canny(padded, int(detection.a), int(detection.b)), size))
+    padded, size = resized(rgb(image), detection.resolution)
+    return rgb(cut(cv2.Canny(padded, int(detection.a), int(detection.b)), size))
 
 
 def _invert(image: Pixels, detection: Detection) -> Pixels:
@@ -167,18 +175,18 @@ def _blur(image: Pixels, detection: Detection) -> Pixels:
 
 def _xdog(image: Pixels, detection: Detection) -> Pixels:
     """Extended difference of Gaussians (Winnemöller 2011) with sigmas 0.5 and 5."""
-    padded, size = _resized(rgb(image), detection.resolution)
+    padded, size = resized(rgb(image), detection.resolution)
     pixels = padded.astype(np.float32)
     fine, coarse = cv2.GaussianBlur(pixels, (0, 0), 0.5), cv2.GaussianBlur(pixels, (0, 0), 5.0)
     difference = (255 - np.min(coarse - fine, axis=2)).clip(0, 255).astype(np.uint8)
     drawn = np.zeros_like(padded)
     drawn[2 * (255 - difference) > detection.a] = 255
-    return _cut(drawn, size)
+    return cut(drawn, size)
 
 
 def _lineart_standard(image: Pixels, detection: Detection) -> Pixels:
-    padded, size = _resized(rgb(image), detection.resolution)
-    return _cut(lineart_standard(padded), size)
+    padded, size = resized(rgb(image), detection.resolution)
+    return cut(lineart_standard(padded), size)
 
 
 def lineart_standard(image: Pixels) -> Pixels:
@@ -191,10 +199,10 @@ def lineart_standard(image: Pixels) -> Pixels:
 
 
 def _threshold(image: Pixels, detection: Detection) -> Pixels:
-    padded, size = _resized(rgb(image), detection.resolution)
+    padded, size = resized(rgb(image), detection.resolution)
     drawn = np.zeros_like(padded)
     drawn[np.min(padded, axis=2) > detection.a] = 255
-    return _cut(drawn, size)
+    return cut(drawn, size)
 
 
 def _tile_resample(image: Pixels, detection: Detection) -> Pixels:

@@ -10,6 +10,7 @@ from sd_cloud.engines.diffusion.preprocess import (
     dwpose,
     face_analysis,
     hed,
+    lama,
     leres,
     lineart,
     midas,
@@ -72,3 +73,6 @@ NETWORKS: Mapping[str, Network] = {
 }
 """Each takes RGB pixels whose sides are multiples of 64 px, and gives a map of their size, with what else
 `Detected` has room for."""
+
+AS_SENT: Mapping[str, Network] = {"inpaint_only+lama": _plain(lama.filled)}
+"""Each takes the image as it is sent, and gives a map whose size is its own affair."""

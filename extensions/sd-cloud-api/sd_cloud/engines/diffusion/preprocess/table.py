@@ -295,6 +295,7 @@ NETWORK_FILES: Mapping[str, tuple[str, ...]] = {
     "lineart_anime_denoise": ("manga_line/erika.pth",),
     "mlsd": ("mlsd/mlsd_large_512_fp32.pth",),
     **dict.fromkeys(("depth", "normal_map"), ("midas/dpt_hybrid-midas-501f0c75.pt",)),
+    "inpaint_only+lama": ("lama/ControlNetLama.pth",),
     "depth_leres": ("leres/res101.pth",),
     "normal_bae": ("normal_bae/scannet.pt",),
     "depth_anything": ("depth_anything/depth_anything_vitl14.pth",),
