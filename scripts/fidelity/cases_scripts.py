@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from scripts.fidelity import pictures
 from scripts.fidelity.case import CAT, Case, case, hires_fields, lettered, source, under
 
 
@@ -182,7 +183,29 @@ def _others() -> Iterator[Case]:
         )
 
 
+def _soft() -> Iterator[Case]:
+    inpaint = {"mask": pictures.soft_mask(), "inpainting_fill": 1, "inpaint_full_res": False}
+    changes: dict[str, tuple[list[Any], dict[str, Any]]] = {
+        "defaults": ([True, 1, 0.5, 4, 0, 0.5, 2], {}),
+        "other numbers": ([True, 0.5, 2, 2, 0.6, 1, 4], {}),
+        "only enabled": ([True], {}),
+        "batch of 2, two batches": ([True, 1, 1, 4, 0, 0.5, 2], {"batch_size": 2, "n_iter": 2}),
+        "only masked": ([True, 1, 1, 4, 0.3, 0.5, 2], {"inpaint_full_res": True}),
+        "DDIM": ([True, 0, 0.5, 4, 0, 0.5, 2], {"sampler_name": "DDIM"}),
+        "latent noise, masks sent along": (
+            [True, 1, 0.5, 4, 0, 0.5, 2],
+            {"inpainting_fill": 2, "override_settings": {"return_mask": True, "return_mask_composite": True}},
+        ),
+        "without a mask": ([True, 1, 0.5, 4, 0, 0.5, 2], {"mask": None}),
+    }
+    for name, (args, fields) in changes.items():
+        sent = {"alwayson_scripts": {"soft inpainting": {"args": args}}}
+        fields = {**source(0.8), **inpaint, **fields, **sent}
+        yield case("scripts", f"soft inpainting, {name}", "img2img", **fields)
+
+
 def cases() -> Iterator[Case]:
+    yield from _soft()
     yield from _of_img2img()
     yield from _matrix()
     yield from _from_file()

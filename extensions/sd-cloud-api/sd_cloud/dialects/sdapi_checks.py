@@ -25,6 +25,7 @@ LATENT_UPSCALE_MODES = (
 )
 #: Always there. Their values are the request's own fields, so that over the API they are seldom sent.
 ALWAYS_ON = ("extra options", "refiner", "sampler", "seed")
+SOFT_INPAINTING = "soft inpainting"
 #: Names for the script that the engine has where the webui has an extension.
 CONTROLNET = "controlnet"
 #: Scripts that work on an input picture.
@@ -35,7 +36,6 @@ IMG2IMG_SCRIPTS = frozenset(
         "outpainting mk2",
         "poor man's outpainting",
         "sd upscale",
-        "soft inpainting",
     }
 )
 #: The rest of what a webui 1.10.1 brings along.
@@ -239,8 +239,8 @@ def _check_scripts(kind: Kind, payload: dict[str, Any], catalogue: Catalogue) ->
         field = f"alwayson_scripts.{name}"
         if name.lower() in there:
             raise BadRequest("Cannot have a selectable script in the always on scripts params", field=field)
-        if name.lower() not in (*ALWAYS_ON, CONTROLNET):
-            raise _no_script(f"Always on script {name}", name, {*ALWAYS_ON, CONTROLNET}, field)
+        if name.lower() not in always_on(kind):
+            raise _no_script(f"Always on script {name}", name, always_on(kind), field)
         if not isinstance(given, Mapping) and name.lower() != CONTROLNET:  # which has its own rules
             raise BadRequest('expected an object such as {"args": []}', field=field)
 
@@ -248,6 +248,11 @@ def _check_scripts(kind: Kind, payload: dict[str, Any], catalogue: Catalogue) ->
 def scripts_of(kind: Kind, catalogue: Catalogue) -> list[str]:
     """The selectable scripts of txt2img or of img2img."""
     return [name for name in catalogue.scripts if kind == "img2img" or name.lower() not in IMG2IMG_SCRIPTS]
+
+
+def always_on(kind: Kind) -> tuple[str, ...]:
+    """The scripts of txt2img or of img2img that ``alwayson_scripts`` may name."""
+    return (CONTROLNET, *ALWAYS_ON, *((SOFT_INPAINTING,) if kind == "img2img" else ()))
 
 
 def _no_script(title: str, name: str, there: Iterable[str], field: str) -> BadRequest | NotImplementedHere:

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from sd_cloud.dialects import sdapi_models as models
-from sd_cloud.dialects.sdapi_checks import ALWAYS_ON, CONTROLNET, LATENT_UPSCALE_MODES, scripts_of
+from sd_cloud.dialects.sdapi_checks import LATENT_UPSCALE_MODES, always_on, scripts_of
 from sd_cloud.dialects.sdapi_errors import answer
 from sd_cloud.engines.base import Catalogue, ModelFile
 from sd_cloud.engines.diffusion.styles import read_styles
@@ -169,8 +169,8 @@ class _Lists:
         return answer([])
 
     async def get_scripts_list(self) -> Response:
-        always = [CONTROLNET, *ALWAYS_ON]
-        return answer({kind: [*scripts_of(kind, self._there), *always] for kind in ("txt2img", "img2img")})
+        kinds: tuple[Kind, ...] = ("txt2img", "img2img")
+        return answer({kind: [*scripts_of(kind, self._there), *always_on(kind)] for kind in kinds})
 
     async def get_script_info(self) -> Response:
         """Names and kinds. Arguments are listed where the webui takes them from the request's own fields."""
@@ -207,7 +207,7 @@ class _Lists:
                 "is_img2img": kind == "img2img",
                 "args": args.get(name, []),
             }
-            for name in [*selectable, CONTROLNET, *ALWAYS_ON]
+            for name in [*selectable, *always_on(kind)]
         ]
 
 

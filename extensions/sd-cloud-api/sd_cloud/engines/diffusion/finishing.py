@@ -32,7 +32,7 @@ def placed(
     if prepared is None:
         return [("image", image)]
     overlay = None
-    if options.flag("overlay_inpaint") and i < len(prepared.overlays):
+    if (prepared.always_over or options.flag("overlay_inpaint")) and i < len(prepared.overlays):
         overlay = prepared.overlays[i]
     if i < len(prepared.colour_targets):
         image = pictures.match_colours(prepared.colour_targets[i], image)

@@ -33,7 +33,8 @@ class Mask:
     change: Tensor
     latent: Tensor
 
-    def blend(self, x: Tensor) -> Tensor:
+    def blend(self, x: Tensor, level: Tensor | None = None) -> Tensor:
+        """``level``: the sigma or timestep of the call, None for the finished latent."""
         return x * self.change + self.latent * self.keep
 
 
@@ -107,12 +108,12 @@ class Guided:
                 self.model, self.encoded = switch.model, switch.encoded
                 self._prepare(switch.alphas_cumprod)
         if self.mode == "timesteps" and self.mask is not None:
-            x = self.mask.blend(x)
+            x = self.mask.blend(x, level)
         rows = self._rows(float(level.reshape(-1)[0]))
         out = self._outputs(x, level, rows)
         guided = self._guide(out, rows)
         if self.mode != "timesteps" and self.mask is not None:
-            guided = self.mask.blend(guided)
+            guided = self.mask.blend(guided, level)
         self._remember(x, level, out, guided, rows)
         self.step += 1
         return guided

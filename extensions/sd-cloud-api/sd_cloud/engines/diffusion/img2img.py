@@ -51,7 +51,7 @@ class Prepared:
     """Ready to sample. ``keep``/``change`` [C, h, w]: 1 where the latent stays or is made anew.
 
     ``condition`` is what some models see beside the latent: [B, 5, h, w] for inpainting, [B, 4, h, w]
-    for InstructPix2Pix.
+    for InstructPix2Pix. ``always_over``: the overlays count whatever ``overlay_inpaint`` says.
     """
 
     latent: Tensor
@@ -67,6 +67,7 @@ class Prepared:
     whole_mask: Image.Image | None = None
     crop: pictures.Box | None = None
     condition: Tensor | None = None
+    always_over: bool = False
 
 
 @dataclass

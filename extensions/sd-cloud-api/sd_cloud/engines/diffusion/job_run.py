@@ -26,14 +26,16 @@ from sd_cloud.engines.diffusion.job_models import JobModels
 from sd_cloud.engines.diffusion.job_state import JobState
 from sd_cloud.engines.diffusion.latents import from_unit
 from sd_cloud.engines.diffusion.noise import GlobalSource
-from sd_cloud.engines.diffusion.passes import Passes
+from sd_cloud.engines.diffusion.passes import Passes, enlarge
 from sd_cloud.engines.diffusion.preparation import (
+    UPSCALER_FIELD,
     numbers_drawn_early,
     plan_second_pass,
     prepare_controls,
     prepare_source,
 )
 from sd_cloud.engines.diffusion.scripts.run import Before
+from sd_cloud.engines.diffusion.soft_inpainting import overlaid
 from sd_cloud.engines.diffusion.workshop import Workshop
 from sd_cloud.errors import Cancelled
 from sd_cloud.job import Job, Outcome, Picture
@@ -88,6 +90,8 @@ class JobRun:
         state = self.state
         models.chosen_coder()  # what is missing is told before anything is made
         state.tiny.previewing(models.current)
+        if state.soft is not None:
+            state.marks |= state.soft.marks()
         units = control_units(state.job.payload)
         state.marks |= unit_infotext(units)
         state.comments += unit_remarks(state.job.payload)
@@ -112,10 +116,21 @@ class JobRun:
             latents, first_passes = passes.latents()
         decoded = models.chosen_coder().decode(latents)
         state.pass_no = min(state.pass_no + 1, state.passes)
-        return [*first_passes, *self._finish(decoded, passes.source, passes.controls)]
+        return [*first_passes, *self._finish(decoded, self._sources(passes, latents), passes.controls)]
+
+    def _sources(self, passes: Passes, latents: Tensor) -> Sequence[Prepared | None]:
+        """For each picture of the batch what it is put back into."""
+        state, source = self.state, passes.source
+        if source is None or state.soft is None:
+            return [source] * latents.shape[0]
+        by = enlarge(state, state.options.get("upscaler_for_img2img"), UPSCALER_FIELD)
+        return overlaid(state.soft, source, latents, state.request, state.options, by)
 
     def _finish(
-        self, decoded: list[Tensor], source: Prepared | None, controls: controlnet.Control | None
+        self,
+        decoded: list[Tensor],
+        sources: Sequence[Prepared | None],
+        controls: controlnet.Control | None,
     ) -> list[Picture]:
         state = self.state
         unit = unit_batch(decoded)
@@ -129,7 +144,7 @@ class JobRun:
                     image, state.options, state.workshop.settings, state.workshop.device
                 )
                 state.comments += [sentence] if sentence else []
-            shown = placed(image, i, source, state.request, state.options)
+            shown = placed(image, i, sources[i], state.request, state.options)
             found += [state.picture(each, i, role) for role, each in shown]
         return found
 

@@ -26,6 +26,7 @@ from sd_cloud.engines.diffusion.noise import (
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.prompts import OwnTexts, texts_of
 from sd_cloud.engines.diffusion.request import Request, parse_request
+from sd_cloud.engines.diffusion.soft_inpainting import soft_inpainting_of, unrounded
 from sd_cloud.engines.diffusion.taesd import TinyChoice
 from sd_cloud.engines.diffusion.workshop import Workshop
 from sd_cloud.errors import Cancelled
@@ -50,6 +51,9 @@ class JobState:
         self.request: Request = parse_request(job, self.options)
         if self.request.hires and self.options.flag("use_old_hires_fix_width_height"):
             self.request = hires.old_first_size(self.request)
+        self.soft = soft_inpainting_of(job.payload) if self.request.source else None
+        if self.soft is not None:
+            self.request = unrounded(self.request)
         self.catalogue = workshop.catalogue()
         self.checkpoint = wanted_checkpoint(job, self.options, self.catalogue)
         self.marks: dict[str, Any] = {}

@@ -27,6 +27,7 @@ from sd_cloud.engines.diffusion.previews import preview, side_by_side
 from sd_cloud.engines.diffusion.prompt_grammar import NetworkCall, Timeline, split_networks
 from sd_cloud.engines.diffusion.refiner import is_due
 from sd_cloud.engines.diffusion.sampling import Plan, Sampling, alphas_of, total_calls
+from sd_cloud.engines.diffusion.soft_inpainting import SoftMask
 from sd_cloud.engines.diffusion.taesd import mark_method
 from sd_cloud.engines.diffusion.token_merging import token_merging
 from sd_cloud.errors import BadRequest
@@ -244,7 +245,9 @@ class Passes:
                 start = start * request.source.noise_multiplier
         mask = None
         if prepared.keep is not None and prepared.change is not None:
-            mask = Mask(prepared.keep, prepared.change, prepared.latent)
+            parts = (prepared.keep, prepared.change, prepared.latent)
+            soft = self.state.soft
+            mask = Mask(*parts) if soft is None else SoftMask(*parts, soft)
             sampling.guided.mask = mask
         with self._merging():
             latent = sampling.from_latent(prepared.latent, start)

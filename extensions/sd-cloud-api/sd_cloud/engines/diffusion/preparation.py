@@ -20,6 +20,8 @@ from sd_cloud.engines.diffusion.noise import LATENT_PIXELS, GlobalSource
 from sd_cloud.engines.diffusion.passes import enlarge
 from sd_cloud.engines.diffusion.upscale import find_upscaler
 
+UPSCALER_FIELD = "override_settings.upscaler_for_img2img"
+
 
 def prepare_source(
     state: JobState, models: JobModels, colour_target: NDArray[np.uint8] | None
@@ -32,7 +34,7 @@ def prepare_source(
         enlarge=enlarge(
             state,
             state.options.get("upscaler_for_img2img"),
-            "override_settings.upscaler_for_img2img",
+            UPSCALER_FIELD,
         ),
         source=state.generator,
         random=state.random,
