@@ -14,7 +14,7 @@ from sd_cloud.engines.diffusion.model import Model
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.prompt_chunks import EMPTY, Chunk, chunks_of, one_chunk
 from sd_cloud.engines.diffusion.prompt_grammar import Timeline, schedule_prompt, split_and
-from sd_cloud.engines.diffusion.sd3 import Sd3Model
+from sd_cloud.engines.diffusion.sd3 import Sd3Model, uses_t5
 from sd_cloud.engines.diffusion.sd3_conditioning import encode_sd3
 from sd_cloud.engines.diffusion.text_encoders import Placed, TextEncoder
 from sd_cloud.engines.diffusion.time_embedding import sinusoid
@@ -157,7 +157,7 @@ class Conditioner:
             "sdxl_refiner_low_aesthetic_score",
             "sdxl_refiner_high_aesthetic_score",
         )
-        return tuple(self.options.get(name) for name in names)
+        return (*(self.options.get(name) for name in names), uses_t5(self.options))
 
     def _chunk(self, texts: Sequence[str]) -> list[list[Chunk]]:
         first = self.model.text[0]
@@ -178,7 +178,8 @@ class Conditioner:
                     text,
                     first.tokenize,
                     lookup=self.embeddings.lookup(self.model),
-                    comma=clip_tokenizer().comma,
+                    # The webui knows no comma of SD 3: words stay where they are.
+                    comma=None if self.model.layout.family == "sd3" else clip_tokenizer().comma,
                     comma_backtrack=self.options.whole("comma_padding_backtrack"),
                     emphasis=emphasis,
                 )
@@ -193,7 +194,8 @@ class Conditioner:
             self.marks["Emphasis"] = emphasis
         if not self.options.flag("textual_inversion_add_hashes_to_infotext"):
             return
-        for _ in self.model.text:
+        # SD 3's two encoders are one to the webui.
+        for _ in range(1 if self.model.layout.family == "sd3" else len(self.model.text)):
             used: dict[str, Embedding] = {}
             for number in range(len(batch[0])):
                 for row in batch:
@@ -216,7 +218,13 @@ class Conditioner:
         if isinstance(self.model, Sd3Model):
             emphasis = self.options.text("emphasis") != "None"
             cross, pools = encode_sd3(
-                self.model, texts, batch, self._prepared, self._emphasised, emphasis=emphasis
+                self.model,
+                texts,
+                batch,
+                self._prepared,
+                self._emphasised,
+                emphasis=emphasis,
+                with_t5=uses_t5(self.options),
             )
             return [Cond(row, own) for row, own in zip(cross, pools, strict=True)]
         crosses: list[Tensor] = []

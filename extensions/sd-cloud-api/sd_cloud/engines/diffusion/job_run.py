@@ -62,7 +62,7 @@ class JobRun:
             models = JobModels(state, while_running)
             if isinstance(models.current, sd3.Sd3Model):
                 state.request = sd3.fitted(state.request)
-                state.comments += models.current.notes
+                state.comments += sd3.remarks(models.current, state.options)
             with self._computing(models, first=True):
                 passes = self._passes(models)
             maps = passes.controls.maps if passes.controls else ()

@@ -145,9 +145,8 @@ class Passes:
         )
 
     def _alphas(self, model: Model) -> Tensor:
-        if model.prediction == "flow":
-            return sd3.alphas_for(model, self.state.job)
-        return alphas_of(model, self.state.options, self.state.marks)
+        alphas = alphas_of(model, self.state.options, self.state.marks)
+        return sd3.alphas_for(model, self.state.job) if model.prediction == "flow" else alphas
 
     def _report_step(self, guided: Guided, step: int, steps: int) -> None:
         options, image = self.state.options, None

@@ -53,7 +53,7 @@ def chunks_of(
     tokenize: Callable[[str], list[int]],
     *,
     lookup: Lookup,
-    comma: int,
+    comma: int | None,
     comma_backtrack: int,
     emphasis: bool,
 ) -> list[Chunk]:
@@ -100,7 +100,7 @@ def one_chunk(
 
 
 class _Cutter:
-    def __init__(self, lookup: Lookup, comma: int, comma_backtrack: int) -> None:
+    def __init__(self, lookup: Lookup, comma: int | None, comma_backtrack: int) -> None:
         self.lookup = lookup
         self.comma = comma
         self.backtrack = comma_backtrack

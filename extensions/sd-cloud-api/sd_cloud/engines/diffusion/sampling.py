@@ -65,17 +65,18 @@ def total_calls(sampler: Sampler, steps: int) -> int:
 
 
 def alphas_of(model: Model, options: Options, marks: Marks) -> Tensor:
-    """The model's cumulative alphas under ``use_downcasted_alpha_bar`` and ``sd_noise_schedule``."""
+    """The model's cumulative alphas under ``use_downcasted_alpha_bar`` and ``sd_noise_schedule``.
+
+    A flow has a schedule of its own, which neither changes; the infotext says them all the same.
+    """
     alphas = model.alphas_cumprod
-    if model.prediction == "flow":
-        return alphas
     if options.flag("use_downcasted_alpha_bar"):
         marks["Downcast alphas_cumprod"] = True
         alphas = alphas.half().float()
     if options.text("sd_noise_schedule") == "Zero Terminal SNR":
         marks["Noise Schedule"] = "Zero Terminal SNR"
         alphas = zero_terminal_snr(alphas)
-    return alphas
+    return model.alphas_cumprod if model.prediction == "flow" else alphas
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Stable Diffusion 3 and 3.5 (medium, large, large turbo) from single files.
 
 Esser et al., "Scaling Rectified Flow Transformers" (arXiv 2403.03206). The transformer and the
-16-channel VAE are diffusers'; the text encoders are CLIP-L, CLIP-G and, where there are weights and
-a tokenizer for it, T5. What a file lacks of them is taken from ``models/CLIP``, as in the webui.
+16-channel VAE are diffusers'; the text encoders are CLIP-L, CLIP-G and, where there are weights for
+it, T5. What a file lacks of them is taken from ``models/CLIP``, as in the webui.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.nn import functional
 from sd_cloud.engines.diffusion.eight_bits import PLAIN, Storage
 from sd_cloud.engines.diffusion.layout import UNET, VAE, Layout, vae_config
 from sd_cloud.engines.diffusion.model import Model, Placement, build_vae
+from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.request import Request
 from sd_cloud.engines.diffusion.samplers import BY_NAME, TIMESTEP_SAMPLERS
 from sd_cloud.engines.diffusion.sd3_text import T5, TextFiles, build_clip_g, build_t5
@@ -35,6 +36,7 @@ MARK = f"{UNET}joint_blocks.0.x_block.attn.qkv.weight"
 CLIP_L = "text_encoders.clip_l.transformer."
 CLIP_G = "text_encoders.clip_g.transformer."
 T5_PREFIX = "text_encoders.t5xxl.transformer."
+T5_OPTION = "sd3_enable_t5"
 
 HEAD_CHANNELS = 64
 SIDE_MULTIPLE_PX = 16
@@ -97,10 +99,9 @@ class FlowTransformer(nn.Module):
 
 @dataclass(eq=False)
 class Sd3Model(Model):
-    """``t5`` is None where the two CLIP encoders alone read the prompt; ``notes`` then says why."""
+    """``t5`` is None where there are no weights of it: the two CLIP encoders alone read the prompt."""
 
     t5: T5 | None = None
-    notes: tuple[str, ...] = ()
 
     def parts(self) -> tuple[nn.Module, ...]:
         return (*super().parts(), *((self.t5.model,) if self.t5 else ()))
@@ -111,7 +112,7 @@ def load_sd3(path: Path, tensors: Tensors, placement: Placement, storage: Storag
     files = TextFiles.beside(path)
     clip_l = _clip_l(tensors, files, path.name, placement)
     clip_g = _clip_g(tensors, files, path.name, placement)
-    t5, notes = _t5(tensors, files, path.name, placement)
+    t5 = _t5(tensors, files, path.name, placement)
     layout = sd3_layout(tensors, path.name)
     if clip_l.width + clip_g.width != layout.unet["pooled_projection_dim"]:
         raise CheckpointBroken(
@@ -130,7 +131,6 @@ def load_sd3(path: Path, tensors: Tensors, placement: Placement, storage: Storag
         alphas_cumprod=flow_alphas(SHIFT),
         prediction="flow",
         t5=t5,
-        notes=notes,
     )
     gc.collect()
     model.settle(storage)
@@ -206,18 +206,27 @@ def _clip_g(tensors: Tensors, files: TextFiles, name: str, placement: Placement)
     return build_clip_g(own, prefix, name, placement.dtype)
 
 
-def _t5(
-    tensors: Tensors, files: TextFiles, name: str, placement: Placement
-) -> tuple[T5 | None, tuple[str, ...]]:
-    """T5 where it is there with its tokenizer, and what to say when only one of them is."""
-    inside = any(key.startswith(T5_PREFIX) for key in tensors)
-    if not inside and files.t5 is None:
-        return None, ()
-    if files.t5_tokenizer is None:
-        where = files.looked_in / "t5" / "tokenizer.json"
-        return None, (f"T5 is not used: its tokenizer is missing, {where} of the SD 3 release",)
+def _t5(tensors: Tensors, files: TextFiles, name: str, placement: Placement) -> T5 | None:
+    if files.t5 is None and not any(key.startswith(T5_PREFIX) for key in tensors):
+        return None
     own, prefix = files.or_own(tensors, T5_PREFIX, "t5", name)
-    return build_t5(own, prefix, files.t5_tokenizer, name, placement.dtype), ()
+    return build_t5(own, prefix, name, placement.dtype)
+
+
+def uses_t5(options: Options) -> bool:
+    """Whether T5 reads the prompt where it is there: unless the request itself says no.
+
+    The webui has to be told to load it; here its files in their place are enough.
+    """
+    return bool(options.own.get(T5_OPTION, True))
+
+
+def remarks(model: Sd3Model, options: Options) -> list[str]:
+    """What to tell the caller about the text encoders."""
+    if model.t5 is None and options.own.get(T5_OPTION):
+        where = TextFiles.beside(model.file).looked_in
+        return [f"{T5_OPTION}: T5 is not used, neither {model.file.name} nor {where} has its weights"]
+    return []
 
 
 def fitted(request: Request) -> Request:

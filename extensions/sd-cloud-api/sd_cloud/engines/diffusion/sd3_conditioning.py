@@ -3,12 +3,13 @@
 As webui 1.10.1's ``models/sd3/sd3_cond.py``: hidden states before the last layer, without the final
 norm, joined and padded with zeros to the transformer's context; emphasis restores the mean over both
 at once; T5 sees as many tokens as CLIP and no weights; pooled states are those of the first chunk,
-CLIP-L's without a projection.
+CLIP-L's without a projection; textual inversions reach CLIP-L alone, CLIP-G sees the first word of the
+vocabulary in their places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ def encode_sd3(
     emphasise: Emphasise,
     *,
     emphasis: bool,
+    with_t5: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Context [N, tokens, width] and pooled [N, width] of texts already cut into chunks.
 
@@ -42,7 +44,7 @@ def encode_sd3(
     pooled: Tensor | None = None
     for number in range(len(batch[0])):
         chunks = [row[number] for row in batch]
-        states, pools = zip(*(_states(encoder, chunks, prepare) for encoder in model.text), strict=True)
+        states, pools = zip(*_states(model.text, chunks, prepare), strict=True)
         joined = torch.cat(states, dim=-1)
         joined = functional.pad(joined, (0, width - joined.shape[-1]))
         weights = torch.tensor([chunk.weights for chunk in chunks], device=joined.device, dtype=joined.dtype)
@@ -51,7 +53,7 @@ def encode_sd3(
             pooled = torch.cat(pools, dim=-1)
     assert pooled is not None
     clip = torch.cat(pieces, dim=1)
-    if model.t5 is None:
+    if model.t5 is None or not with_t5:
         t5 = torch.zeros_like(clip)
     else:
         model.bring(model.t5.model)
@@ -59,11 +61,16 @@ def encode_sd3(
     return torch.cat([clip, t5], dim=1), pooled
 
 
-def _states(encoder: TextEncoder, chunks: Sequence[Chunk], prepare: Prepare) -> tuple[Tensor, Tensor]:
-    ids, placed = prepare(encoder, chunks)
-    penultimate = encoder.hidden(ids, encoder.layers - 1, placed)
-    last = encoder.continue_from(penultimate, encoder.layers - 1, encoder.layers)
-    if encoder.projection is not None:
-        return penultimate, encoder.pooled(ids, last)
-    ends = ids.argmax(dim=-1)
-    return penultimate, encoder.normed(last)[torch.arange(ids.shape[0], device=ids.device), ends]
+def _states(
+    encoders: Sequence[TextEncoder], chunks: Sequence[Chunk], prepare: Prepare
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Hidden and pooled states of each encoder."""
+    for number, encoder in enumerate(encoders):
+        ids, placed = prepare(encoder, chunks)
+        penultimate = encoder.hidden(ids, encoder.layers - 1, placed if number == 0 else ())
+        last = encoder.continue_from(penultimate, encoder.layers - 1, encoder.layers)
+        if encoder.projection is not None:
+            yield penultimate, encoder.pooled(ids, last)
+        else:
+            ends = ids.argmax(dim=-1)
+            yield penultimate, encoder.normed(last)[torch.arange(ids.shape[0], device=ids.device), ends]

@@ -1,19 +1,24 @@
 """The text encoders of Stable Diffusion 3: CLIP-G under transformers' names, T5, and where they are.
 
-T5: Raffel et al. 2020 (arXiv 1910.10683), the encoder of v1.1 XXL. Its vocabulary does not ship with
-this package: ``tokenizer.json`` (as in the folder ``tokenizer_3`` of SD 3's diffusers release) goes
-into ``models/CLIP/t5``.
+T5: Raffel et al. 2020 (arXiv 1910.10683), the encoder of v1.1 XXL. Its vocabulary in ``data/`` is the
+``tokenizer.json`` that PyPI's diffsynth 1.1.9 (Apache-2.0, as T5 itself) has of SD 3's ``tokenizer_3``,
+byte for byte.
 """
 
 from __future__ import annotations
 
+import functools
+import gzip
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from sd_cloud.engines.diffusion.prompt_grammar import Span, parse_emphasis
@@ -35,7 +40,6 @@ class TextFiles:
     clip_l: Path | None = None
     clip_g: Path | None = None
     t5: Path | None = None
-    t5_tokenizer: Path | None = None
 
     @classmethod
     def beside(cls, checkpoint: Path) -> TextFiles:
@@ -43,19 +47,15 @@ class TextFiles:
         above = [parent / FOLDER for parent in checkpoint.parents]
         folder = next((one for one in above if one.is_dir()), above[min(1, len(above) - 1)])
 
-        def first(*patterns: str) -> Path | None:
-            for place in (folder, checkpoint.parent):
-                for pattern in patterns:
-                    for found in sorted(place.glob(pattern)):
-                        return found
-            return None
+        def first(pattern: str) -> Path | None:
+            files = (found for place in (folder, checkpoint.parent) for found in sorted(place.glob(pattern)))
+            return next(files, None)
 
         return cls(
             looked_in=folder,
             clip_l=first("clip_l.safetensors"),
             clip_g=first("clip_g.safetensors"),
             t5=first("t5xxl*.safetensors"),
-            t5_tokenizer=first("t5/tokenizer.json", "t5_tokenizer.json"),
         )
 
     def or_own(self, tensors: Tensors, prefix: str, which: str, name: str) -> tuple[Tensors, str]:
@@ -132,9 +132,7 @@ class T5:
         return (found + [T5_PAD] * (length - len(found)))[:length]
 
 
-def build_t5(
-    tensors: Mapping[str, Tensor], prefix: str, tokenizer: Path, name: str, dtype: torch.dtype
-) -> T5:
+def build_t5(tensors: Mapping[str, Tensor], prefix: str, name: str, dtype: torch.dtype) -> T5:
     """T5's encoder from a checkpoint's tensors. Raises CheckpointBroken, naming the file."""
     own = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
     state = t5_state(own)
@@ -142,17 +140,44 @@ def build_t5(
         model = T5EncoderModel(t5_config(state, name))
     assign(model, state, name, "text encoder T5", dtype)
     model.encoder.embed_tokens.weight = model.shared.weight  # one matrix under two names
-    if dtype == torch.float16:
-        # What goes into the residual is kept wide: in half precision T5 overflows.
-        for block in model.encoder.block:
-            block.layer[-1].DenseReluDense.wo.float()
-    try:
-        found = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # the tokenizers package raises nothing narrower
-        raise CheckpointBroken(f"{tokenizer} is not a tokenizer: {error}") from error
-    found.no_padding()
-    found.no_truncation()
-    return T5(model.eval().requires_grad_(False), found)
+    if dtype != torch.float32:
+        _compute_wide(model)
+    return T5(model.eval().requires_grad_(False), t5_tokenizer())
+
+
+class _WideLinear(nn.Linear):
+    """Computes in its input's precision, whatever its weights are kept in."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.weight.to(input.dtype))
+
+
+def _compute_wide(model: T5EncoderModel) -> None:
+    """Keep most weights in half precision and compute in float32, as the webui: T5 overflows otherwise.
+
+    transformers takes the precision of norms, feed-forwards and positions from their weights: those are
+    widened.
+    """
+    for name, module in model.named_modules():
+        if name.endswith(("layer_norm", ".wo", "relative_attention_bias")):
+            module.float()
+        elif isinstance(module, nn.Linear):
+            module.__class__ = _WideLinear
+
+
+@functools.cache
+def t5_tokenizer() -> Tokenizer:
+    """T5's, splitting text as the webui's does, which transformers makes of the SentencePiece model.
+
+    That one keeps spaces at the ends, and has no special tokens that text could name.
+    """
+    packed = resources.files(__package__).joinpath("data/t5_tokenizer.json.gz").read_bytes()
+    content = json.loads(gzip.decompress(packed))
+    characters = content["normalizer"]["normalizers"][0]
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    content["normalizer"]["normalizers"] = [characters, spaces]
+    content["added_tokens"] = []
+    return Tokenizer.from_str(json.dumps(content))
 
 
 def t5_state(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
