@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_cloud.engines.base import Catalogue, ModelFile
+from sd_cloud.engines.diffusion import sd3_lora_keys
 from sd_cloud.engines.diffusion.eight_bits import EIGHT_BITS
 from sd_cloud.engines.diffusion.embeddings import BUNDLED, Embedding, EmbeddingShelf, bundled_embeddings
 from sd_cloud.engines.diffusion.hashes import HashBook
@@ -165,7 +166,7 @@ class LoraShelf:
                 failed += [f"{name} ({str(error).splitlines()[0]})" for name in names]
                 continue
             for name, change in zip(names, changes, strict=True):
-                self._add(model, state, found[name].module, change)
+                self._add(model, state, found[name], change)
         if failed:
             few = "; ".join(failed[:3])
             return [f"Networks with errors: {wanted.name} ({len(failed)} layers not applied: {few})"]
@@ -173,12 +174,20 @@ class LoraShelf:
 
     def _change(self, model: Model, layer: Layer, parts: dict[str, Tensor], wanted: Wanted) -> Delta:
         multiplier = wanted.text_multiplier if layer.of_text else wanted.unet_multiplier
-        weight = _seen(_base(model, layer.module)[0])
-        return delta(parts, weight, multiplier, wanted.dynamic_rank)
+        return delta(parts, _whole(model, layer), multiplier, wanted.dynamic_rank)
 
-    def _add(self, model: Model, state: _State, module: nn.Module, change: Delta) -> None:
-        weight = module.weight
-        assert isinstance(weight, nn.Parameter)
+    def _add(self, model: Model, state: _State, layer: Layer, change: Delta) -> None:
+        if layer.turned:
+            change = Delta(_turned(change.weight), None if change.bias is None else _turned(change.bias))
+        first = 0
+        for module in layer.modules:
+            rows = slice(first, first + _weight(module).shape[0])
+            first = rows.stop
+            bias = None if change.bias is None else change.bias[rows]
+            self._add_to(model, state, module, Delta(change.weight[rows], bias))
+
+    def _add_to(self, model: Model, state: _State, module: nn.Module, change: Delta) -> None:
+        weight = _weight(module)
         self._remember(state, weight)
         base, base_bias = _base(model, module)
         # bfloat16 where a change of weights in 8 bits was computed so
@@ -207,19 +216,32 @@ class LoraShelf:
         return self._files[key]
 
 
+def _weight(module: nn.Module) -> nn.Parameter:
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
 def _base(model: Model, module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """What a LoRA's change is added to: weight and bias as they are now.
 
     Where ``cache_fp16_weight`` keeps them in 16 bits it is those, so that of several LoRAs for a layer
     only the last counts, as in the webui.
     """
-    weight, bias = module.weight, getattr(module, "bias", None)
-    assert isinstance(weight, nn.Parameter)
+    weight: Tensor = _weight(module)
+    bias = getattr(module, "bias", None)
     weight, bias = model.halves.get(module, (weight, bias))
     if weight.dtype == EIGHT_BITS:  # nothing is computed in it
         weight, bias = weight.float(), None if bias is None else bias.float()
-    device = module.weight.device
+    device = _weight(module).device
     return weight.detach().to(device), None if bias is None else bias.detach().to(device)
+
+
+def _whole(model: Model, layer: Layer) -> Tensor:
+    """A layer's weight as files mean it."""
+    weights = [_base(model, module)[0] for module in layer.modules]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    return _seen(_turned(weight) if layer.turned else weight)
 
 
 def _seen(weight: Tensor) -> Tensor:
@@ -228,11 +250,19 @@ def _seen(weight: Tensor) -> Tensor:
     return weight[:, :4] if weight.ndim == 4 and weight.shape[1] == INPAINTING_CHANNELS else weight
 
 
+def _turned(rows: Tensor) -> Tensor:
+    first, second = rows.chunk(2)
+    return torch.cat([second, first])
+
+
 def _together(model: Model, found: Iterable[str]) -> list[list[str]]:
     """Names of layers that are changed together or not at all.
 
-    OpenCLIP's attention is one layer in the webui: it changes when all its four parts do, and they fit.
+    OpenCLIP's attention is one layer in the webui: it changes when all its four parts do, and they fit. So
+    is SD 3's.
     """
+    if model.layout.family == "sd3":
+        return sd3_lora_keys.together(found)
     prefixes = TEXT_PREFIXES[model.layout.family]
     whole = [
         prefix

@@ -14,6 +14,8 @@ from torch import nn
 
 from sd_cloud.engines.diffusion.layout import Family
 from sd_cloud.engines.diffusion.model import Model
+from sd_cloud.engines.diffusion.sd3 import Sd3Model
+from sd_cloud.engines.diffusion.sd3_lora_keys import sd3_layers
 
 RESNET = {
     "norm1": "in_layers_0",
@@ -42,37 +44,50 @@ TEXT_PREFIXES: dict[Family, tuple[tuple[str, ...], ...]] = {
     "sd2": (("te", "text_encoder"),),
     "sdxl": (("te1", "text_encoder"), ("te2", "text_encoder_2")),
     "sdxl-refiner": (("text_encoder_2",),),
-    "sd3": (("te1", "text_encoder"), ("te2", "text_encoder_2")),
+    "sd3": (("te1",), ("te2",)),
 }
 """What a family's text encoders are called in files; the webui does not find them elsewhere."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with weights. ``of_text``: it belongs to a text encoder."""
+    """A layer with weights, or several that are one in files, their outputs one after the other.
 
-    module: nn.Module
+    ``of_text``: it belongs to a text encoder. ``turned``: the halves of its outputs are the other way round
+    in files.
+    """
+
+    modules: tuple[nn.Module, ...]
     of_text: bool
+    turned: bool = False
 
 
 def layers_by_name(model: Model) -> dict[str, Layer]:
     """Every layer of a model that a file can change, by each flat name it goes under."""
     table: dict[str, Layer] = {}
-    per_level = int(model.layout.unet["layers_per_block"])
-    for name, module in model.unet.named_modules():
-        if isinstance(getattr(module, "weight", None), nn.Parameter):
-            layer = Layer(module, False)
-            flat = name.replace(".", "_")
-            table[f"unet_{flat}"] = layer
-            table[f"unet_{ldm_name(flat, per_level, table)}"] = layer
+    if isinstance(model, Sd3Model):
+        for name, modules, turned in sd3_layers(model.unet.transformer):
+            table[name] = Layer(modules, False, turned)
+    else:
+        _add_unet(table, model)
     for number, encoder in enumerate(model.text):
         for name, module in encoder.model.named_modules():
             if isinstance(getattr(module, "weight", None), nn.Parameter):
-                layer = Layer(module, True)
+                layer = Layer((module,), True)
                 flat = "text_model_" + name.replace(".", "_")
                 for prefix in TEXT_PREFIXES[model.layout.family][number]:
                     table[f"{prefix}_{flat}"] = layer
     return table
+
+
+def _add_unet(table: dict[str, Layer], model: Model) -> None:
+    per_level = int(model.layout.unet["layers_per_block"])
+    for name, module in model.unet.named_modules():
+        if isinstance(getattr(module, "weight", None), nn.Parameter):
+            layer = Layer((module,), False)
+            flat = name.replace(".", "_")
+            table[f"unet_{flat}"] = layer
+            table[f"unet_{ldm_name(flat, per_level, table)}"] = layer
 
 
 def ldm_name(flat: str, per_level: int, known: dict[str, Layer]) -> str:
