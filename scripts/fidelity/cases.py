@@ -6,13 +6,20 @@ leaves out are those of :data:`scripts.fidelity.case.BASE`.
 
 from __future__ import annotations
 
-from scripts.fidelity import cases_others, cases_passes, cases_prompts, cases_sampling, cases_scripts
+from scripts.fidelity import (
+    cases_others,
+    cases_passes,
+    cases_prompts,
+    cases_sampling,
+    cases_scripts,
+    cases_sd3,
+)
 from scripts.fidelity.case import Case
 
 
 def all_cases() -> list[Case]:
     # Others first: the webui names a second checkpoint with its hash once that has been loaded.
-    parts = (cases_others, cases_scripts, cases_sampling, cases_prompts, cases_passes)
+    parts = (cases_others, cases_scripts, cases_sampling, cases_prompts, cases_passes, cases_sd3)
     found = [case for part in parts for case in part.cases()]
     names = [case.name for case in found]
     assert len(set(names)) == len(names), sorted(name for name in names if names.count(name) > 1)

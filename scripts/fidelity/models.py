@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from scripts.fidelity.networks import hypernetwork, write_networks
+from scripts.fidelity.sd3 import write_sd3
 
 from sd_cloud.engines.diffusion import taesd
 from sd_cloud.engines.diffusion.upscale_models import RRDBNet, SRVGGNetCompact
@@ -72,6 +73,7 @@ def prepare(data_dir: Path, golden: Path) -> None:
     _save_pickle(hypernetwork(), hypernetworks / "tiny-hyper.pt")
     _upscalers(data_dir / UPSCALERS)
     write_tiny_vaes(data_dir / "models" / "VAE-taesd")
+    write_sd3(data_dir, golden / "tinyclip")
     (data_dir / "styles.csv").write_text(STYLES, "utf-8")
 
 
