@@ -36,7 +36,7 @@ PAGE = ROOT / "docs" / "fidelity.md"
 def main() -> int:
     given = _arguments()
     if given.what == "prepare":
-        prepare(given.folder, given.golden)
+        prepare(given.folder, given.golden, t5=given.t5)
         return 0
     with _ours(given) as url:
         if given.what == "golden":
@@ -87,7 +87,7 @@ def _ours(given: argparse.Namespace) -> Iterator[str]:
         yield given.ours
         return
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), given.golden)
+        prepare(Path(folder), given.golden, t5=given.t5)
         flags = ("--use-cpu", "all", "--no-half", "--precision", "full")
         with service(Path(folder), *flags) as started:
             yield started.url
@@ -107,6 +107,9 @@ def _arguments() -> argparse.Namespace:
         "--rows", type=Path, help="a file that results are added to; the table has the last of each"
     )
     parser.add_argument("--only", nargs="*", default=[], help="groups, or names of cases")
+    parser.add_argument(
+        "--t5", action="store_true", help="SD 3 with T5, 0.5 GB: prepare the webui's folder with it as well"
+    )
     parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.name}")
     given = parser.parse_args()
     if given.what == "webui" and not given.webui:

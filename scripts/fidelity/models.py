@@ -57,8 +57,11 @@ around,"a photo of {prompt}, at night","ugly, {prompt}"
 """
 
 
-def prepare(data_dir: Path, golden: Path) -> None:
-    """Copy the golden models where the webui looks for them, and make what else the cases call for."""
+def prepare(data_dir: Path, golden: Path, *, t5: bool = False) -> None:
+    """Copy the golden models where the webui looks for them, and make what else the cases call for.
+
+    ``t5``: the SD 3 checkpoint has T5 inside.
+    """
     for pattern, folder in PLACES.items():
         for file in (golden / "checkpoints").glob(pattern):
             _copy(file, data_dir / OTHER_PLACES.get(file.name, folder))
@@ -73,7 +76,7 @@ def prepare(data_dir: Path, golden: Path) -> None:
     _save_pickle(hypernetwork(), hypernetworks / "tiny-hyper.pt")
     _upscalers(data_dir / UPSCALERS)
     write_tiny_vaes(data_dir / "models" / "VAE-taesd")
-    write_sd3(data_dir, golden / "tinyclip")
+    write_sd3(data_dir, golden / "tinyclip", t5=t5)
     (data_dir / "styles.csv").write_text(STYLES, "utf-8")
 
 

@@ -51,8 +51,12 @@ PICTURE_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 RANK = 4
 
 
-def write_sd3(data_dir: Path, clip_vocabulary: Path) -> None:
-    """The checkpoint, the same with T5 inside, and what goes with it. Made once."""
+def write_sd3(data_dir: Path, clip_vocabulary: Path, *, t5: bool) -> None:
+    """The checkpoint and what goes with it. Made once.
+
+    ``t5``: with T5 inside, two layers as wide as the released one's (0.5 GB), which the webui's options then
+    turn on.
+    """
     script = data_dir / EXTENSION
     if script.exists():
         return
@@ -60,8 +64,11 @@ def write_sd3(data_dir: Path, clip_vocabulary: Path) -> None:
     t5_vocabulary = script.parents[1] / "t5-tokenizer.json"
     t5_vocabulary.write_text(_as_written_in_2023(json.loads(t5_tokenizer().to_str())), "utf-8")
     checkpoints = data_dir / "models" / "Stable-diffusion"
-    tensors = tiny_sd3(context=CONTEXT)
+    tensors = tiny_sd3(context=CONTEXT, t5=t5)
+    tensors.pop("text_encoders.t5xxl.transformer.shared.weight", None)  # the same as encoder.embed_tokens
     save_file(tensors, checkpoints / "tiny-sd3.safetensors")
+    if t5:
+        (data_dir / "config.json").write_text(json.dumps({"sd3_enable_t5": True}), "utf-8")
     loras = data_dir / "models" / "Lora"
     for name, lora in _loras().items():
         save_file(lora, loras / f"tiny-sd3-{name}.safetensors")
@@ -72,13 +79,6 @@ def write_sd3(data_dir: Path, clip_vocabulary: Path) -> None:
     save_file(vae, data_dir / "models" / "VAE" / "other-sd3-vae.safetensors")
     paths = {"clip_vocabulary": str(clip_vocabulary), "t5_vocabulary": str(t5_vocabulary)}
     script.write_text(SIZES.format(**paths), "utf-8")
-
-
-def write_t5(data_dir: Path) -> None:
-    """The same checkpoint with T5 inside: two layers as wide as the released one's, 0.8 GB."""
-    file = data_dir / "models" / "Stable-diffusion" / "tiny-sd3-t5.safetensors"
-    if not file.exists():
-        save_file(tiny_sd3(context=CONTEXT, t5=True), file)
 
 
 def _as_written_in_2023(tokenizer: dict[str, Any]) -> str:
