@@ -14,6 +14,7 @@ from sd_cloud.engines.diffusion.interrogate.run import run_interrogation
 from sd_cloud.engines.diffusion.job_run import JobRun
 from sd_cloud.engines.diffusion.placement import placement_for
 from sd_cloud.engines.diffusion.scripts.run import Before, asks_for_script, run_script
+from sd_cloud.engines.diffusion.threads import Threads
 from sd_cloud.engines.diffusion.unsupported import check_unsupported
 from sd_cloud.engines.diffusion.workshop import Workshop
 from sd_cloud.errors import EngineFailed, OutOfMemory, ServiceError
@@ -24,13 +25,20 @@ log = logging.getLogger(__name__)
 
 
 class DiffusionWorker:
-    """Runs txt2img, img2img, extras, detect and interrogate jobs, one at a time."""
+    """Runs txt2img, img2img, extras, detect and interrogate jobs, one at a time.
 
-    def __init__(self, settings: Settings) -> None:
+    ``threads``: told before a job and at each of its steps to see how many cores are free.
+    """
+
+    def __init__(self, settings: Settings, threads: Threads | None = None) -> None:
         self.workshop = Workshop(settings, placement_for(settings.precision))
+        self.threads = threads
 
     def run(self, job: Job, report: Report, control: Control) -> Outcome:
         """Make the pictures; raises a ServiceError, and is ready for the next job either way."""
+        if self.threads is not None:
+            self.threads.fit()
+            report = self.threads.fitting(report)
         try:
             if job.kind == "extras":
                 return run_extras(
@@ -93,7 +101,7 @@ class DiffusionWorker:
 
 def create(settings: Settings) -> Worker:
     """What the child process calls, with the settings, to have a worker."""
-    worker = DiffusionWorker(settings)
+    worker = DiffusionWorker(settings, Threads().watch())
     # What is imported by now stays for good: collecting garbage need not look at it again.
     gc.collect()
     gc.freeze()
