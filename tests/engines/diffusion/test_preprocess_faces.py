@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +16,7 @@ from sd_cloud.engines.diffusion.preprocess.detect import Detection, Pixels, dete
 from sd_cloud.engines.diffusion.preprocess.face_analysis import ALIGNED, Face, aligned, embedding, faces
 from sd_cloud.engines.diffusion.preprocess.onnx_network import Numbers
 from sd_cloud.engines.diffusion.preprocess.table import FACE_ID_FILES, INSTANT_ID_FILES, MODULES
-from sd_cloud.errors import BadRequest, CheckpointBroken
+from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere
 from sd_cloud.settings import settings_below
 
 #: An ONNX network that gives its input back: float32 [1, 2].
@@ -142,3 +145,73 @@ def test_an_onnx_network_runs_and_one_that_takes_something_else_is_named(tmp_pat
     assert run(np.array([[1.0, 2.0]], np.float32))[0].tolist() == [[1.0, 2.0]]
     with pytest.raises(CheckpointBroken, match=r"other\.onnx .* 1x3x4"):
         run(np.zeros((1, 3, 4), np.float32))
+
+
+# --- MediaPipe ------------------------------------------------------------------------------------
+
+
+class Mesh:
+    """Stands for MediaPipe's network: each face's points all lie in one corner, at the middle or the end."""
+
+    asked: dict[str, object]
+
+    def __init__(self, **asked: object) -> None:
+        Mesh.asked = asked
+
+    def __enter__(self) -> Mesh:
+        return self
+
+    def __exit__(self, *failure: object) -> None: ...
+
+    def process(self, image: Pixels) -> SimpleNamespace:
+        return SimpleNamespace(multi_face_landmarks=[mesh_face(0.1, 0.8), mesh_face(0.1, 0.4)])
+
+
+def mesh_face(start: float, end: float) -> SimpleNamespace:
+    points = [SimpleNamespace(x=start, y=start) for _ in range(478)]
+    points[1] = SimpleNamespace(x=end, y=end)
+    points[468] = SimpleNamespace(x=end, y=start)
+    return SimpleNamespace(landmark=points)
+
+
+def mediapipe() -> SimpleNamespace:
+    parts = ("FACE_OVAL", "LEFT_EYE", "LEFT_EYEBROW", "RIGHT_EYE", "RIGHT_EYEBROW", "LIPS")
+    lines = {f"FACEMESH_{part}": frozenset({(0, 1)} if part == "LIPS" else set()) for part in parts}
+
+    def draw(canvas: Pixels, face: Any, lines: Any, points: None, how: Any) -> None:
+        for line in lines:
+            one, two = (
+                (int(face.landmark[place].x * 128), int(face.landmark[place].y * 128)) for place in line
+            )
+            cv2.line(canvas, one, two, how[line].color, how[line].thickness)
+
+    drawing = SimpleNamespace(DrawingSpec=SimpleNamespace, draw_landmarks=draw)
+    face_mesh = SimpleNamespace(FaceMesh=Mesh, **lines)
+    return SimpleNamespace(solutions=SimpleNamespace(face_mesh=face_mesh, drawing_utils=drawing))
+
+
+def mesh_map(tmp_path: Path) -> Pixels:
+    how = Detection(128, a=3, b=0.25)
+    return detect(MODULES["mediapipe_face"], picture(), how, settings_below(tmp_path), field="x.module")
+
+
+def test_mediapipes_faces_are_drawn_in_colours_and_too_small_ones_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "mediapipe", mediapipe())
+    drawn = mesh_map(tmp_path)
+    assert tuple(drawn[64, 64]) == (10, 180, 10)
+    assert tuple(drawn[12, int(0.8 * 128)]) == (250, 200, 10)  # the right pupil, red first
+    assert not drawn[12, int(0.4 * 128)].any()
+    assert Mesh.asked["max_num_faces"] == 3 and Mesh.asked["min_detection_confidence"] == 0.25
+
+
+def test_without_a_mediapipe_that_has_the_mesh_the_package_and_its_versions_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    with pytest.raises(NotImplementedHere, match=r"x\.module: .*mediapipe>=0\.10,<0\.10\.30"):
+        mesh_map(tmp_path)
+    monkeypatch.setitem(sys.modules, "mediapipe", SimpleNamespace(__version__="1.2.3"))
+    with pytest.raises(NotImplementedHere, match=r"<0\.10\.30; 1\.2\.3 has no face mesh"):
+        mesh_map(tmp_path)

@@ -89,6 +89,9 @@ POSES = {
 #: Published in ONNX: they bring their shapes with them.
 IN_ONNX = {name for name, files in NETWORK_FILES.items() if any(".onnx" in file for file in files)}
 
+#: Their package brings the weights with it.
+IN_PACKAGES = {name for name, files in NETWORK_FILES.items() if not files}
+
 #: What random weights give them lies within one level; ``hed`` and ``test_preprocess.py`` show the rest.
 IN_LEVELS = {"hed_safe", "scribble_hed", "softedge_teed", "softedge_anyline"}
 
@@ -129,7 +132,7 @@ def run(name: str, settings: Settings, image: Pixels, resolution: float = SIDE) 
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(NETWORK_FILES) - POSES - IN_ONNX - AS_SENT.keys()))
+@pytest.mark.parametrize("name", sorted(set(NETWORK_FILES) - POSES - IN_ONNX - IN_PACKAGES - AS_SENT.keys()))
 def test_a_map_comes_from_the_published_files_layout(name: str, settings: Settings) -> None:
     for file in NETWORK_FILES[name]:
         write(file, settings)
@@ -158,7 +161,7 @@ def use(file: str, settings: Settings) -> None:
     run(next(module for module, files in NETWORK_FILES.items() if file in files), settings, picture())
 
 
-@pytest.mark.parametrize("name", sorted(NETWORK_FILES))
+@pytest.mark.parametrize("name", sorted(set(NETWORK_FILES) - IN_PACKAGES))
 def test_without_its_weights_a_preprocessor_names_itself_the_files_and_the_folder(
     name: str, settings: Settings
 ) -> None:

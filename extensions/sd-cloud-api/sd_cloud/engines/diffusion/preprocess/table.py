@@ -303,6 +303,7 @@ NETWORK_FILES: Mapping[str, tuple[str, ...]] = {
     "animal_openpose": (_YOLOX, _ANIMAL),
     "dw_openpose_full": (_YOLOX, "openpose/dw-ll_ucoco_384.onnx"),
     "instant_id_face_keypoints": INSTANT_ID_FILES[:1],
+    "mediapipe_face": (),  # its package brings them
     "openpose": (_BODY,),
     "openpose_face": (_BODY, _FACE_POINTS),
     "openpose_faceonly": (_BODY, _FACE_POINTS),
