@@ -248,7 +248,6 @@ def test_a_difference_is_added_to_the_unets_weights(model: Model, encoder: Tenso
             "lacks 2 tensors",
         ),
         (lambda t: {"down_blocks.0.motion_modules.0": torch.zeros(1)}, NotImplementedHere, "AnimateDiff"),
-        (lambda t: {"ip_adapter.1.to_k_ip.weight": torch.zeros(1)}, NotImplementedHere, "an IP-Adapter"),
     ],
 )
 def test_what_is_no_controlnet_is_named(

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from sd_cloud.engines.diffusion.controlnet.call import Call
 from sd_cloud.engines.diffusion.controlnet.control import Control
 from sd_cloud.engines.diffusion.controlnet.model import load_controlnet
 from sd_cloud.engines.diffusion.controlnet.union import UnionNet
@@ -71,9 +72,9 @@ def unit(**changes: Any) -> ControlUnit:
 def denoised(model: Model, control: Control | None, **changes: Any) -> Tensor:
     at = call(**changes)
 
-    def forward(latents: Tensor, added: Any) -> Tensor:
+    def forward(at: Call, added: Any) -> Tensor:
         return model.unet(
-            latents,
+            at.latents,
             at.timesteps,
             at.context,
             class_labels=at.labels,
@@ -84,9 +85,7 @@ def denoised(model: Model, control: Control | None, **changes: Any) -> Tensor:
         )[0]
 
     with torch.no_grad():
-        return (
-            forward(at.latents, None) if control is None else control.run(at, model.unet, forward, at.labels)
-        )
+        return forward(at, None) if control is None else control.run(at, model.unet, forward, at.labels)
 
 
 # --- Control-LoRA -------------------------------------------------------------------------------------

@@ -118,6 +118,18 @@ def test_merging_images_shares_the_weight() -> None:
     assert [(one.number, one.weight) for one in found] == [(0, 0.5), (1, 0.5)]
 
 
+@pytest.mark.parametrize("mode", ["simple", "merge"])
+def test_an_ip_adapter_takes_several_images_as_one(mode: str) -> None:
+    several = [{"image": encoded()}, {"image": encoded(8, 8), "mask": encoded(8, 8, "L")}]
+    (found,) = units({"module": "ip-adapter-auto", "weight": 0.8, "input_mode": mode, "image": several})
+    assert found.weight == 0.8 and found.image is not None and found.mask is None
+    ((image, mask),) = found.more_images
+    assert image.size == (8, 8) and mask is not None
+    # Two texts are an image and its mask there, whatever the mode.
+    (pair,) = units({"module": "ip-adapter-auto", "input_mode": mode, "image": [encoded(), encoded()]})
+    assert pair.mask is not None and not pair.more_images
+
+
 @pytest.mark.parametrize(
     ("fields", "field", "fact"),
     [
@@ -148,10 +160,9 @@ def test_what_is_no_list_of_units_is_refused(sent: Any) -> None:
         control_units({"alwayson_scripts": {"ControlNet": sent}})
 
 
-@pytest.mark.parametrize("fields", [{"input_mode": "batch"}, {"ipadapter_input": ["x"]}])
-def test_what_is_not_served_is_named(fields: dict[str, Any]) -> None:
-    with pytest.raises(NotImplementedHere, match=f"{next(iter(fields))}: "):
-        unit(**fields)
+def test_what_is_not_served_is_named() -> None:
+    with pytest.raises(NotImplementedHere, match="input_mode: "):
+        unit(input_mode="batch")
 
 
 @pytest.mark.parametrize(

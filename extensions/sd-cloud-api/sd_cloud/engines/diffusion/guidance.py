@@ -246,20 +246,23 @@ class Guided:
             assert self.image_cond is not None
             x = torch.cat([x, self.image_cond[pictures]], dim=1)
         dtype = self.model.placement.dtype
+        # The extension marks the prompts before the webui has encoded the hires pass's, and then takes
+        # every row for the prompt's.
+        marked = not self.hires or self.options.flag("hires_fix_use_firstpass_conds")
         call = controlnet.Call(
             latents=x.to(dtype),
             timesteps=timestep.float(),  # in half precision, fractions would be lost
             context=cond.cross.to(dtype),
             labels=None if cond.vector is None else cond.vector.to(dtype),
-            positive=torch.tensor(is_cond, device=x.device),
+            positive=torch.tensor([flag or not marked for flag in is_cond], device=x.device),
             progress=self.progress,
             hires=self.hires,
         )
 
-        def forward(latents: Tensor, added: controlnet.Residuals | None = None) -> Tensor:
+        def forward(call: controlnet.Call, added: controlnet.Residuals | None = None) -> Tensor:
             self.model.bring(self.model.unet)
             out: Tensor = self.model.unet(
-                latents,
+                call.latents,
                 call.timesteps,
                 call.context,
                 class_labels=call.labels,
@@ -271,7 +274,7 @@ class Guided:
             return out
 
         if self.controls is None:
-            return forward(call.latents).float()
+            return forward(call).float()
         out = self.controls.run(call, self.model.unet, forward, self.levels.alphas_cumprod)
         return out.float()
 

@@ -132,5 +132,6 @@ def prepare_controls(
         encode_early=lambda pixels: coder.encode(pixels.to(state.workshop.device), early),
         draw=state.draw_unasked,
         option=state.job.option,
+        promptless=not (request.prompt or request.negative_prompt),
     )
     return controlnet.prepare(units, canvas, around)

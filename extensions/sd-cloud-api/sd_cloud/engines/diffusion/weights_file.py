@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ Tensors = dict[str, torch.Tensor]
 def read_tensors(path: Path) -> Tensors:
     """All tensors of a ``.safetensors``, ``.ckpt``, ``.pt`` or ``.bin`` file, on the CPU as stored.
 
+    A dict within a pickle's dict (IP-Adapters) puts its key and a dot before its tensors' names.
     Pickles go through ``torch.load(weights_only=True)`` alone. Raises CheckpointBroken with the
     file and the fact: truncated, not of its format, or a pickle that holds more than tensors.
     """
@@ -28,10 +30,18 @@ def read_tensors(path: Path) -> Tensors:
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict):
         raise CheckpointBroken(f"{path.name} holds no state dict")
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    tensors = dict(_flat(state))
     if not tensors:
         raise CheckpointBroken(f"{path.name} holds no tensors")
     return tensors
+
+
+def _flat(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping) and not prefix:
+            yield from _flat(value, f"{key}.")
 
 
 def read_pickle(path: Path) -> Any:

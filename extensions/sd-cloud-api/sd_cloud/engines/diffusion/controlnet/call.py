@@ -17,7 +17,7 @@ class Call:
     """One call of the U-Net. ``latents``: [N, C, h, w] as the U-Net gets them; ``timesteps``: [N].
 
     ``context``: [N, tokens, width]; ``labels``: SDXL's [N, width]; ``positive``: [N] bool, False
-    where the row is the negative prompt's. ``progress``: the number of the last step that the
+    where the row is known to be the negative prompt's. ``progress``: the number of the last step that the
     sampler has reported, as a share of its steps (0.0 in the first two steps, as in the webui).
     """
 

@@ -29,9 +29,12 @@ from sd_cloud.engines.diffusion.controlnet.after import (
     finish_for,
 )
 from sd_cloud.engines.diffusion.controlnet.call import Call, Hinted, Residuals, inpaint_hint
+from sd_cloud.engines.diffusion.controlnet.image_prompt import ImagePrompts
+from sd_cloud.engines.diffusion.controlnet.ip_adapter import Tokens
 from sd_cloud.engines.diffusion.controlnet.lllite import Lightening, LLLite, lightened
 from sd_cloud.engines.diffusion.controlnet.maps import Canvas, Map, fit, perfect_resolution, unit_image
-from sd_cloud.engines.diffusion.controlnet.model import ControlNet, load_control_model
+from sd_cloud.engines.diffusion.controlnet.model import ControlModel, ControlNet, load_control_model
+from sd_cloud.engines.diffusion.controlnet.prompting import Prompter
 from sd_cloud.engines.diffusion.controlnet.reference import Draw, Injection, Reference
 from sd_cloud.engines.diffusion.controlnet.union import UnionNet
 from sd_cloud.engines.diffusion.controlnet.units import UNION_TYPES, ControlUnit, find_control_model
@@ -44,12 +47,14 @@ from sd_cloud.settings import Settings
 
 __all__ = ["Call", "Canvas", "Control", "ControlNetShelf", "Residuals", "Surroundings", "prepare"]
 
-Forward = Callable[[Tensor, Residuals | None], Tensor]
+Forward = Callable[[Call, Residuals | None], Tensor]
 
 SOFT_BASE = 0.825
 SOFT_LAYERS = 13
 SDXL_LAYERS = 10
 KEPT_MODELS = 2
+INSTANT_ID = "instant_id"
+"""In the name of a ControlNet that is told the face of the IP-Adapter before it, not the prompt."""
 HARD_EDGES = ("canny", "mlsd")
 """Maps whose control is softened in the hires pass, whatever the mode."""
 
@@ -58,11 +63,9 @@ class ControlNetShelf:
     """Loaded control models, the last few kept (``control_net_model_cache_size``)."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[object, ...], ControlNet | Adapter | LLLite] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], ControlModel] = OrderedDict()
 
-    def get(
-        self, path: Path, unet: UNet2DConditionModel, keep: int, *, field: str
-    ) -> ControlNet | Adapter | LLLite:
+    def get(self, path: Path, unet: UNet2DConditionModel, keep: int, *, field: str) -> ControlModel:
         """Raises what :func:`load_control_model` raises."""
         parameter = next(one for one in unet.parameters() if one.dtype != EIGHT_BITS)
         heads = tuple(np.atleast_1d(unet.config["attention_head_dim"]).tolist())
@@ -88,6 +91,7 @@ class Steering(Hinted):
 
     network: ControlNet
     correction: Correction | None
+    face: Tokens | None = None
 
     def settle(self, call: Call) -> None:
         if self.correction is not None:
@@ -100,7 +104,7 @@ class Steering(Hinted):
         down, middle = net(
             latents,
             call.timesteps,
-            encoder_hidden_states=call.context,
+            encoder_hidden_states=call.context if self.face is None else self.face.rows(call.marks),
             controlnet_cond=inpaint_hint(self.hint_for(call)).to(latents),
             class_labels=call.labels,
             return_dict=False,
@@ -166,6 +170,7 @@ class Control:
     maps: tuple[Picture, ...]
     finishes: tuple[Finish, ...] = field(default=())
     beginning: Tensor | None = None
+    prompts: ImagePrompts = field(default_factory=ImagePrompts)
 
     @property
     def steerings(self) -> list[Steering]:
@@ -174,9 +179,11 @@ class Control:
     def run(self, call: Call, unet: UNet2DConditionModel, forward: Forward, alphas_cumprod: Tensor) -> Tensor:
         """The U-Net's output at this call, with all that the units change in it.
 
-        ``forward`` runs the U-Net on latents, with residuals.
+        ``forward`` runs the U-Net on a call, with residuals.
         """
-        with lightened(unet, self.units, call):
+        second = call.hires and any(one.hires_hint is not None for one in self.units)
+        call = self.prompts.said(call, in_hires=second)
+        with self.prompts.beside(unet, call), lightened(unet, self.units, call):
             return self._run(call, unet, forward, alphas_cumprod)
 
     def _run(
@@ -187,12 +194,12 @@ class Control:
         added = self.residuals(call)
         working = [one for one in self.units if isinstance(one, Reference) and one.works(call)]
         if not working:
-            return self.correct(forward(call.latents, added), call, alphas_cumprod)
+            return self.correct(forward(call, added), call, alphas_cumprod)
         with Injection(unet, call.positive).installed() as injection:
             for one in working:
-                noisy = one.noised(call, alphas_cumprod)
+                noisy = replace(call, latents=one.noised(call, alphas_cumprod))
                 injection.write(one, call, partial(forward, noisy, None))
-            return self.correct(forward(call.latents, added), call, alphas_cumprod)
+            return self.correct(forward(call, added), call, alphas_cumprod)
 
     def residuals(self, call: Call) -> Residuals | None:
         """What to add inside the U-Net at this call; None when no unit works in it."""
@@ -228,7 +235,7 @@ class Surroundings:
 
     ``encode`` takes pixels [1, 3, H, W] in -1..1 to the latent the U-Net works on, ``encode_early`` with
     the random numbers from before img2img's pictures; ``draw`` gives what torch's own generator gives
-    next in the webui.
+    next in the webui. ``promptless``: the request has no prompt of either sign.
     """
 
     settings: Settings
@@ -239,6 +246,7 @@ class Surroundings:
     encode_early: Callable[[Tensor], Tensor]
     draw: Draw
     option: Callable[[str, Any], Any]
+    promptless: bool = False
 
 
 def prepare(units: Sequence[ControlUnit], canvas: Canvas, around: Surroundings) -> Control | None:
@@ -258,35 +266,49 @@ def prepare(units: Sequence[ControlUnit], canvas: Canvas, around: Surroundings) 
         for one in units
     ]
     units = [_settled(unit, canvas) for unit in units]
-    made = [_maps(unit, canvas, around.settings) for unit in units]
+    prompter = Prompter(canvas, around.settings, around.unet, around.draw)
+    made = [None if unit.is_prompt else _maps(unit, canvas, around.settings) for unit in units]
     keep = int(around.option("control_net_model_cache_size", KEPT_MODELS))
     at_work: list[Hinted] = []
     finishes, pictures = [], []
     beginning = None
-    for unit, file, (pixels, hires_pixels) in zip(units, files, made, strict=True):
+    for unit, file, maps in zip(units, files, made, strict=True):
+        network = None
+        if file is not None:
+            network = around.shelf.get(Path(file.filename), around.unet, keep, field=f"{unit.field}.model")
+        if maps is None:
+            pictures += [_picture(one) for one in prompter.add(unit, network)]
+            continue
+        pixels, hires_pixels = maps
         if unit.save_map:
             pictures += [_picture(one) for one in (hires_pixels, pixels) if one is not None]
         hint, hires_hint = as_tensor(pixels), None if hires_pixels is None else as_tensor(hires_pixels)
-        if file is None:
+        if network is None:
             at_work.append(_reference(unit, hint, hires_hint, around))
             continue
-        network = around.shelf.get(Path(file.filename), around.unet, keep, field=f"{unit.field}.model")
         correction = correction_for(unit, around.encode)
         if isinstance(network, Adapter):
             at_work.append(Adapting(unit, hint, hires_hint, network, correction))
         elif isinstance(network, LLLite):
             at_work.append(Lightening(unit, hint, hires_hint, network))
             continue
-        else:
+        elif isinstance(network, ControlNet):
             _check_hint(unit, network)
-            at_work.append(Steering(unit, hint, hires_hint, network, correction))
+            face = prompter.face_before(unit) if INSTANT_ID in network.name.lower() else None
+            at_work.append(Steering(unit, hint, hires_hint, network, correction, face))
+        else:
+            raise BadRequest(
+                f"{network.name} takes what an image prompt's preprocessor says of a picture, not a map; "
+                "send 'ip-adapter-auto' or 'clip_vision'",
+                field=f"{unit.field}.module",
+            )
         if correction is not None and unit.fills:
             beginning = correction.latent(hint, around.encode_early)
         final = pixels if hires_pixels is None else hires_pixels
         finish = finish_for(unit, final, int(around.option("control_net_inpaint_blur_sigma", 7)))
         finishes += [finish] if finish else []
     shown = () if around.option("control_net_no_detectmap", False) else tuple(pictures)
-    return Control(tuple(at_work), shown, tuple(finishes), beginning)
+    return Control(tuple(at_work), shown, tuple(finishes), beginning, prompter.prompts(around.promptless))
 
 
 def _reference(unit: ControlUnit, hint: Tensor, hires_hint: Tensor | None, around: Surroundings) -> Reference:

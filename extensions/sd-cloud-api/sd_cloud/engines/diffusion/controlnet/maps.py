@@ -71,7 +71,7 @@ def unit_image(unit: ControlUnit, canvas: Canvas) -> tuple[Pixels, ResizeMode]:
     if unit.image is not None:
         pixels = np.asarray(unit.image.convert("RGB"))
         mask = np.zeros(pixels.shape[:2], np.uint8) if unit.mask is None else np.asarray(unit.mask)
-        if unit.module.is_inpaint:
+        if unit.module.is_inpaint or unit.module.sees_through_mask:
             found, mode = np.dstack([pixels, mask]), unit.resize_mode
         else:
             drawn = not ((mask <= 5).all() or (mask >= 250).all())

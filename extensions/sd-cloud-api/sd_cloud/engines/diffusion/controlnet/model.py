@@ -22,7 +22,10 @@ from torch import Tensor
 
 from sd_cloud.engines.diffusion.controlnet.adapter import Adapter, is_adapter, load_adapter
 from sd_cloud.engines.diffusion.controlnet.control_lora import is_control_lora, whole_controlnet
+from sd_cloud.engines.diffusion.controlnet.ip_adapter import IPAdapter, is_ip_adapter, load_ip_adapter
 from sd_cloud.engines.diffusion.controlnet.lllite import LLLite, is_lllite, load_lllite
+from sd_cloud.engines.diffusion.controlnet.style_adapter import MARK as STYLE_MARK
+from sd_cloud.engines.diffusion.controlnet.style_adapter import StyleAdapter, load_style_adapter
 from sd_cloud.engines.diffusion.controlnet.union import (
     UnionNet,
     is_union,
@@ -38,12 +41,7 @@ LDM_PREFIX = "control_model."
 DIFFUSERS_MARK = "controlnet_cond_embedding.conv_in.weight"
 LDM_MARK = "input_hint_block.0.weight"
 
-OTHER_KINDS = (
-    ("ip_adapter", "an IP-Adapter"),
-    ("image_proj", "an IP-Adapter"),
-    ("motion_modules", "a SparseCtrl model, for the frames of AnimateDiff's videos"),
-    ("style_embedding", "a T2I style adapter"),
-)
+OTHER_KINDS = (("motion_modules", "a SparseCtrl model, for the frames of AnimateDiff's videos"),)
 
 
 @dataclass(eq=False)
@@ -60,11 +58,18 @@ class ControlNet:
     bound: bool = False
 
 
+ControlModel = ControlNet | Adapter | LLLite | IPAdapter | StyleAdapter
+
+
 def load_control_model(
     path: Path, unet: UNet2DConditionModel, *, device: torch.device, dtype: torch.dtype, field: str = "model"
-) -> ControlNet | Adapter | LLLite:
+) -> ControlModel:
     """What is in ``path``, for ``unet``. Raises what loading each kind raises."""
     tensors = {key.removeprefix(LDM_PREFIX): value for key, value in read_tensors(path).items()}
+    if is_ip_adapter(tensors):
+        return load_ip_adapter(tensors, path, unet, device=device, field=field)
+    if STYLE_MARK in tensors:
+        return load_style_adapter(tensors, path, unet, device=device, field=field)
     if is_adapter(tensors):
         return load_adapter(tensors, path.name, unet, device=device, dtype=dtype, field=field)
     if is_lllite(tensors):

@@ -8,6 +8,8 @@ the time a payload gets here.
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -69,7 +71,8 @@ class ControlUnit:
     """One enabled unit. ``number`` is its place among the enabled ones, ``field`` where it was sent.
 
     ``module_sent`` is the preprocessor as the request names it. ``image`` is RGB or ``None`` (img2img's
-    own input is used), ``mask`` L.
+    own input is used), ``mask`` L; ``more_images``: those after the first, of an image prompt.
+    ``embeddings``: what the extension's ``/controlnet/detect`` answered for one, in its place.
     """
 
     number: int
@@ -94,6 +97,13 @@ class ControlUnit:
     region: Image.Image | None = None
     module_sent: str = ""
     union_type: str = UNION_TYPES[-1]
+    more_images: tuple[tuple[Image.Image, Image.Image | None], ...] = ()
+    embeddings: tuple[bytes, ...] = ()
+
+    @property
+    def is_prompt(self) -> bool:
+        """Its image is for the prompt's place, not for a map."""
+        return not self.module.makes_picture or bool(self.embeddings)
 
     @property
     def soft(self) -> bool:
@@ -207,9 +217,11 @@ def _unfolded(sent: Mapping[str, Any], field: str) -> list[ControlUnit]:
         raise NotImplementedHere(
             f"{mode!r}: only 'simple' and 'merge' are served", field=f"{field}.input_mode"
         )
-    if values.get("ipadapter_input") not in (None, []):
-        raise NotImplementedHere("models of this kind are not served", field=f"{field}.ipadapter_input")
-    images = _images(values, field)
+    several = _module(values.get("module"), field).takes_several
+    images = _images(values, field, several=several)
+    if several:
+        image, mask = images[0] if images else (None, None)
+        return [replace(_unit(values, field, image, mask), more_images=tuple(images[1:]))]
     if mode == "simple":
         if len(images) > 1:
             raise BadRequest("several images need input_mode 'merge'", field=f"{field}.image")
@@ -264,7 +276,20 @@ def _unit(
         union_type=_choice(
             values.get("union_control_type") or "Unknown", UNION_TYPES, f"{field}.union_control_type"
         ),
+        embeddings=_embeddings(values.get("ipadapter_input"), f"{field}.ipadapter_input"),
     )
+
+
+def _embeddings(sent: Any, field: str) -> tuple[bytes, ...]:
+    if sent is None:
+        return ()
+    texts = [sent] if isinstance(sent, str) else sent
+    if not isinstance(texts, list) or not texts or not all(isinstance(one, str) for one in texts):
+        raise BadRequest("must be tensors as torch saves them, in base64", field=field)
+    try:
+        return tuple(base64.b64decode(one, validate=True) for one in texts)
+    except binascii.Error as error:
+        raise BadRequest(f"is not base64: {error}", field=field) from error
 
 
 def _module(name: Any, field: str) -> Module:
@@ -276,8 +301,13 @@ def _module(name: Any, field: str) -> Module:
     return found
 
 
-def _images(values: Mapping[str, Any], field: str) -> list[tuple[Image.Image, Image.Image | None]]:
-    """``image`` in each form the extension takes: text, {image, mask}, [image, mask], [{...}, ...]."""
+def _images(
+    values: Mapping[str, Any], field: str, *, several: bool = False
+) -> list[tuple[Image.Image, Image.Image | None]]:
+    """``image`` in each form the extension takes: text, {image, mask}, [image, mask], [{...}, ...].
+
+    ``several``: of an image prompt, for which two texts are an image and a mask in any mode.
+    """
     image, mask = values.get("image"), values.get("mask")
     if image is None or image == "":
         return []
@@ -287,7 +317,7 @@ def _images(values: Mapping[str, Any], field: str) -> list[tuple[Image.Image, Im
         pairs = [(image.get("image"), image.get("mask"))]
     elif isinstance(image, list) and image and all(isinstance(one, Mapping) for one in image):
         pairs = [(one.get("image"), one.get("mask")) for one in image]
-    elif isinstance(image, list) and values.get("input_mode") == "merge":
+    elif isinstance(image, list) and values.get("input_mode") == "merge" and not several:
         pairs = [(one, None) for one in image]
     elif isinstance(image, list) and len(image) == 2:
         pairs = [(image[0], image[1])]

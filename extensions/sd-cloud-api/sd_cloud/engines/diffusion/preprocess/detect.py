@@ -17,7 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd_cloud.engines.diffusion.preprocess.lines import Pixels, scribble
-from sd_cloud.engines.diffusion.preprocess.table import NETWORK_FILES, Module, weight_free_names
+from sd_cloud.engines.diffusion.preprocess.table import (
+    EMBEDDING_FILES,
+    NETWORK_FILES,
+    Module,
+    weight_free_names,
+)
 from sd_cloud.errors import NotImplementedHere
 from sd_cloud.settings import Settings
 
@@ -89,7 +94,7 @@ def weights_files(module: Module, settings: Settings, *, field: str = "module") 
 
     Raises NotImplementedHere, naming the preprocessor, and the file and folder or what it lacks else.
     """
-    names = NETWORK_FILES.get(module.name)
+    names = NETWORK_FILES.get(module.name) or EMBEDDING_FILES.get(module.name)
     if names is None:
         fact = f"needs {module.weights}, which is for a network that this service does not build"
         raise NotImplementedHere(f"the preprocessor {_both_names(module)} {fact}; {_instead()}", field=field)

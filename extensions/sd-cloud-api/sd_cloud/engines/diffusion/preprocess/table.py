@@ -58,6 +58,17 @@ class Module:
         embeds = ("ip-adapter", "revision_", "clip_vision", "instant_id_face_embedding")
         return not self.name.startswith(embeds)
 
+    @property
+    def takes_several(self) -> bool:
+        """A unit may have several images, which count as one."""
+        return "IP-Adapter" in self.tags
+
+    @property
+    def sees_through_mask(self) -> bool:
+        """A mask hides a part of the image from it."""
+        own = self.name in ("clip_vision", "revision_clipvision", "revision_ignore_prompt")
+        return own or ("ip-adapter" in self.name and "face_id" not in self.name)
+
 
 _GAMMA = Slider("Gamma Correction", 0.1, 2.0, 0.001, 1.0)
 _FIDELITY = Slider("Style Fidelity (only for Balanced mode)", 0.0, 1.0, 0.01, 0.5)
@@ -80,6 +91,8 @@ INSTANT_ID_FILES = tuple(
 )
 FACE_ID_FILES = tuple(f"insightface/models/buffalo_l/{name}" for name in ("det_10g.onnx", "w600k_r50.onnx"))
 """A network that finds faces, and one that tells people apart."""
+
+CLIP_L, CLIP_H, CLIP_G = (f"clip_vision/{name}.pth" for name in ("clip_vitl", "clip_h", "clip_g"))
 
 _ALL = (
     Module("none", "", ("InstructP2P",), priority=10),
@@ -312,6 +325,19 @@ NETWORK_FILES: Mapping[str, tuple[str, ...]] = {
 }
 """The preprocessors that are networks and are built here, with the weights each takes: the names that
 the extension gives them below its ``annotator/downloads``."""
+
+
+EMBEDDING_FILES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("ip-adapter_clip_sd15", "ip-adapter_clip_sdxl_plus_vith"), (CLIP_H,)),
+    **dict.fromkeys(("ip-adapter_clip_sdxl", "revision_clipvision", "revision_ignore_prompt"), (CLIP_G,)),
+    "clip_vision": (CLIP_L,),
+    "ip-adapter_face_id": FACE_ID_FILES,
+    "ip-adapter_face_id_plus": (*FACE_ID_FILES, CLIP_H),
+    "instant_id_face_embedding": INSTANT_ID_FILES,
+}
+"""The same for those that answer with numbers instead of a map."""
+AUTO = "ip-adapter-auto"
+"""Stands for the preprocessor that goes with the unit's model."""
 
 
 def find_module(name: str) -> Module | None:
