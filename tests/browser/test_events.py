@@ -1,12 +1,13 @@
-"""A task followed by the browser's own EventSource."""
+"""A task, and the Jobs page's list, followed by the browser's own EventSource."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.dialects.serving import Served, served
 
@@ -48,3 +49,32 @@ def test_an_event_source_is_told_of_progress_and_the_end_once_and_closes_itself(
     assert told[-1]["state"] == "succeeded"
     assert [one["role"] for one in told[-1]["pictures"]].count("image") == 4
     assert any(one["state"] == "running" and one["steps"] == 40 for one in told)
+
+
+def asked(painting: Served, prompt: str) -> str:
+    body = {"stable_diffusion_model": "first", "prompt": prompt, "width": 64, "height": 64, "steps": 10}
+    headers = {"Request-Type": "async"}
+    answer = httpx.post(f"{painting.url}/txt2img", json=body, headers=headers, timeout=60, trust_env=False)
+    return str(answer.json()["taskId"])
+
+
+def test_the_jobs_page_follows_its_list_and_where_that_is_refused_looks_again_and_says_why(
+    page: Page, painting: Served
+) -> None:
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url.rpartition("/v1/")[2].split("?")[0]))
+    page.goto(f"{painting.url}/sd-cloud/pages/jobs.html")
+    first = asked(painting, "a boat that is followed")
+    expect(page.locator(f"[data-task='{first}'] .state")).to_have_text("done")
+    assert sent.count("tasks/events") == 1 and "tasks" not in sent
+    expect(page.locator("#refused")).to_be_empty()
+
+    page.route(
+        "**/v1/tasks/events?**",
+        lambda route: route.fulfill(status=403, json={"detail": "no streams through here"}),
+    )
+    page.reload()
+    expect(page.locator("#refused")).to_contain_text("403 no streams through here")
+    second = asked(painting, "a boat that is looked up")
+    expect(page.locator(f"[data-task='{second}'] .state")).to_have_text("done")
+    assert "tasks" in sent

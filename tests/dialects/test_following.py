@@ -179,3 +179,31 @@ async def test_another_user_finds_no_such_task(site: Site) -> None:
             assert answer.status_code == 404 and asked in answer.json()["detail"]
     assert (await site.ask("POST", f"{TASKS}/{task_id}/cancel", EVE)).status_code == 404
     await site.service.cancel(task_id)
+
+
+async def test_the_listing_is_told_again_whenever_a_task_of_the_callers_changes(site: Site) -> None:
+    theirs = await site.service.submit(job("eve", **ENDLESS))
+    async with client_of(site) as client, client.stream("GET", f"{TASKS}/events?limit=5") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        seen = events(answer)
+        first = await anext(seen)
+        assert first["event"] == "tasks" and first["data"]["tasks"] == []
+        mine = await site.service.submit(job("bob", steps=20, step_seconds=0.06))
+        told: list[dict[str, Any]] = []
+        while not told or told[-1]["state"] != "succeeded":
+            tasks = (await anext(seen))["data"]["tasks"]
+            assert [one["id"] for one in tasks] in ([], [mine])
+            if tasks and not told:
+                await site.service.cancel(theirs)
+            told += tasks
+        states = [one["state"] for one in told]
+        assert list(dict.fromkeys(states)) == ["pending", "running", "succeeded"]
+        assert len({one["step"] for one in told if one["state"] == "running"}) > 1
+        await site.service.stop()
+        assert [one async for one in seen] == [], "a service that stops lets go of who follows it"
+    assert not site.service._under_way._watchers
+
+
+async def test_a_refused_listing_is_a_plain_error(site: Site) -> None:
+    answer = await site.ask("GET", f"{TASKS}/events?limit=x", BOB)
+    assert answer.status_code == 422 and answer.json()["detail"].startswith("limit")

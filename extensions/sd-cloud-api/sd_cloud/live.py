@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -19,7 +19,8 @@ class Live:
     ``prepared``: its inputs are in ``job``. ``ours``: accepted or run by this process, else somebody
     asks here for a task of another one. ``started``: monotonic seconds when the engine took
     it; None while it waits or runs in another process. ``within`` and ``failed_within`` are what
-    came of the jobs that a replayed call asked for.
+    came of the jobs that a replayed call asked for. ``told`` is called, by any thread, whenever those who
+    wait for a change are told of one.
     """
 
     job: Job
@@ -33,13 +34,14 @@ class Live:
     within: list[Outcome] = field(default_factory=list)
     failed_within: ServiceError | None = None
     running: asyncio.Future[Outcome] | None = None
+    told: Callable[[], None] = lambda: None
     _watchers: set[asyncio.Event] = field(default_factory=set)
 
     @classmethod
-    def of(cls, job: Job) -> Live:
+    def of(cls, job: Job, told: Callable[[], None] = lambda: None) -> Live:
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         done.add_done_callback(retrieved)
-        return cls(job, done)
+        return cls(job, done, told=told)
 
     @property
     def seconds(self) -> float:
@@ -54,6 +56,7 @@ class Live:
         loop = self.done.get_loop()
         for event in list(self._watchers):
             loop.call_soon_threadsafe(event.set)
+        self.told()
 
     async def changes(self) -> AsyncGenerator[None, None]:
         """Yields at once, then whenever something changed; ends with the task. A slow reader

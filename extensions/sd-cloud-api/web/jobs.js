@@ -17,12 +17,19 @@ const word = wordsOf({
   none: ["No jobs yet. Requests that the service queues appear here.", "还没有任务。进入服务队列的请求会显示在这里。"],
   seconds: ["s", "秒"],
   preview: ["preview", "预览"],
+  lost: ["The connection is lost; trying again.", "连接已断开，正在重试。"],
+  polling: ["Live updates were refused, so the list is looked up again and again:", "实时更新被拒绝，改为定时刷新："],
 });
 
 const AT_ONCE = 25;
-const LOOK_MILLISECONDS = 1500;
+const LOOK_MILLISECONDS = 1500; // between two looks, where the list cannot be followed
+const CLOCK_MILLISECONDS = 1000;
 const find = (id) => document.getElementById(id);
 let offset = 0;
+let latest = []; // the tasks as last told
+let attended = false;
+let stream = null; // what tells of them while the page is shown
+let refusal = null; // why nothing does: then they are looked up again and again
 const shown = new Map(); // task id -> {element, told}: what has not changed is not drawn again
 
 find("title").textContent = word("jobs");
@@ -33,7 +40,8 @@ find("older").addEventListener("click", () => turn(AT_ONCE));
 
 function turn(by) {
   offset = Math.max(offset + by, 0);
-  look();
+  unfollow();
+  begin();
 }
 
 function seconds(task) {
@@ -77,7 +85,7 @@ async function cancel(id, button) {
   button.disabled = true;
   try {
     await ask(`v1/tasks/${encodeURIComponent(id)}/cancel`, { method: "POST" });
-    await look();
+    if (refusal !== null) await look();
   } catch (error) {
     find("problem").textContent = error.message;
   }
@@ -100,22 +108,82 @@ function draw(tasks) {
   find("jobs").replaceChildren(...(rows.length ? rows : [make("p", { className: "faint" }, word("none"))]));
 }
 
+function show(listing) {
+  latest = listing.tasks;
+  find("problem").textContent = "";
+  find("waiting").textContent = listing.waiting ? `${listing.waiting} ${word("waiting")}` : "";
+  find("newer").disabled = offset === 0;
+  find("older").disabled = latest.length < AT_ONCE;
+  draw(latest);
+}
+
+const listed = (path) => `${path}?limit=${AT_ONCE}&offset=${offset}`;
+
 async function look() {
   try {
-    const { tasks, waiting } = await ask(`v1/tasks?limit=${AT_ONCE}&offset=${offset}`);
-    find("problem").textContent = "";
-    find("waiting").textContent = waiting ? `${waiting} ${word("waiting")}` : "";
-    find("newer").disabled = offset === 0;
-    find("older").disabled = tasks.length < AT_ONCE;
-    draw(tasks);
+    show(await ask(listed("v1/tasks")));
   } catch (error) {
     find("problem").textContent = error.message;
   }
 }
 
+function follow() {
+  const mine = (stream = new EventSource(address(listed("v1/tasks/events"))));
+  mine.addEventListener("tasks", (one) => show(JSON.parse(one.data)));
+  mine.addEventListener("error", () => {
+    if (mine !== stream) return;
+    if (mine.readyState === EventSource.CLOSED) refused(mine.url);
+    else find("problem").textContent = word("lost"); // it comes back by itself
+  });
+}
+
+function unfollow() {
+  stream?.close();
+  stream = null;
+}
+
+/** An EventSource does not say why it was refused; the same request does. */
+async function refused(url) {
+  unfollow();
+  refusal = await reasonOf(url);
+  find("refused").textContent = `${word("polling")} ${refusal}`;
+  keepLooking();
+}
+
+async function reasonOf(url) {
+  const aborting = new AbortController();
+  try {
+    const answer = await fetch(url, { credentials: "same-origin", signal: aborting.signal });
+    const kind = answer.headers.get("content-type") || "";
+    const said = kind.includes("json") ? (await answer.json()).detail : "";
+    return [answer.status, said || answer.statusText || kind].filter(Boolean).join(" ");
+  } catch (error) {
+    return error.message;
+  } finally {
+    aborting.abort();
+  }
+}
+
+// A frame in a tab that is not shown has no size; it need not ask.
+const isShown = () => !document.hidden && document.body.clientWidth > 0;
+
+function begin() {
+  if (refusal === null) follow();
+  else look();
+}
+
+function attend() {
+  if (isShown() === attended) return;
+  attended = !attended;
+  if (attended) begin();
+  else unfollow();
+}
+
 async function keepLooking() {
-  // A frame in a tab that is not shown has no size; it need not ask.
-  if (!document.hidden && document.body.clientWidth > 0) await look();
+  if (isShown()) await look();
   setTimeout(keepLooking, LOOK_MILLISECONDS);
 }
-keepLooking();
+
+document.addEventListener("visibilitychange", attend);
+new ResizeObserver(attend).observe(document.body);
+setInterval(() => isShown() && latest.length && draw(latest), CLOCK_MILLISECONDS); // how long each has been running

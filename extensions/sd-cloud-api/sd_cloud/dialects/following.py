@@ -1,5 +1,6 @@
 """The caller's tasks, whatever dialect made them: listed, one by one, as a stream of events, cancelled.
 
+``GET /sd-cloud/v1/tasks/events`` is the listing again, as the event ``tasks``, whenever it changes.
 ``GET /sd-cloud/v1/tasks/{id}/events`` are server-sent events (WHATWG HTML, section 9.2): ``progress`` while
 something changes, ``end`` once, then the stream ends. Every event has the whole state, so a client that
 lost the connection misses nothing it needs; one that comes back after ``end`` is told 204, upon which an
@@ -14,8 +15,9 @@ import io
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from PIL import Image
@@ -37,11 +39,16 @@ LONGEST_PROMPT = 400
 PREVIEW_PIXELS, LISTED_PIXELS = 512, 96
 #: Between two events of one stream; an engine's steps may be quicker.
 EVENT_SECONDS = 0.25
+#: The same for listings, which cost more.
+LISTING_SECONDS = 0.5
 #: Proxies end connections on which nothing moves for a minute or less.
 HEARTBEAT_SECONDS = 15.0
 #: How long a browser waits before it comes back.
 RETRY_MILLISECONDS = 2000
 LAST_ID = "end"
+STILL_THERE = ": still there\n\n"
+Heard = TypeVar("Heard")
+_END = object()
 EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx would hold them back
 
 
@@ -50,6 +57,7 @@ def router(seam: Seam) -> APIRouter:
     tasks = _Tasks(seam)
     for path, endpoint, method in (
         (TASKS, tasks.listed, "GET"),
+        (TASKS + "/events", tasks.listings, "GET"),
         (TASKS + "/{task_id}", tasks.one, "GET"),
         (TASKS + "/{task_id}/events", tasks.events, "GET"),
         (TASKS + "/{task_id}/cancel", tasks.cancel, "POST"),
@@ -67,19 +75,40 @@ class _Tasks:
 
     async def listed(self, request: Request) -> Response:
         """The caller's tasks, the newest first; an admin's are everybody's."""
+        return JSONResponse(await self._listing(await self._shown(request)))
+
+    async def listings(self, request: Request) -> Response:
+        """The same, as events."""
+        return _events(self._listings(await self._shown(request)))
+
+    async def _shown(self, request: Request) -> _Shown:
         caller = await self._access.permitted(request)
         limit, offset = count_in(request, "limit", 50, TASKS_AT_ONCE), count_in(request, "offset", 0)
         self._service.start()  # what an earlier process left behind is taken up by the first who looks
-        found = await self._service.store.find(
-            owner=None if caller.admin else caller.owner, limit=limit, offset=offset
-        )
-        return JSONResponse(
-            {
-                "tasks": [await self._telling.listed(one) for one in found],
-                "waiting": await self._service.queue_length(),
-                "offset": offset,
-            }
-        )
+        return _Shown(None if caller.admin else caller.owner, limit, offset)
+
+    async def _listing(self, shown: _Shown) -> dict[str, Any]:
+        found = await self._service.store.find(owner=shown.owner, limit=shown.limit, offset=shown.offset)
+        return {
+            "tasks": [await self._telling.listed(one) for one in found],
+            "waiting": await self._service.queue_length(),
+            "offset": shown.offset,
+        }
+
+    async def _listings(self, shown: _Shown) -> AsyncGenerator[str, None]:
+        last = None
+        yield f"retry: {RETRY_MILLISECONDS}\n\n"
+        async with aclosing(self._service.news()) as news, aclosing(_heard(news)) as changes:
+            async for changed in changes:
+                if changed is None:
+                    yield STILL_THERE
+                    continue
+                listing = await self._listing(shown)
+                facts = _without_links(listing)
+                if facts != last:
+                    last = facts
+                    yield f"event: tasks\ndata: {json.dumps(listing)}\n\n"
+                await asyncio.sleep(LISTING_SECONDS)
 
     async def one(self, request: Request, task_id: str) -> Response:
         task = await self._access.owned_task(request, self._service, task_id)
@@ -97,37 +126,68 @@ class _Tasks:
         if task.over and request.headers.get("last-event-id") == LAST_ID:
             return Response(status_code=204)
         self._service.start()  # it hears of other processes only from then on
-        return StreamingResponse(self._stream(task_id), media_type="text/event-stream", headers=EVENT_HEADERS)
+        return _events(self._stream(task_id))
 
     async def _stream(self, task_id: str) -> AsyncGenerator[str, None]:
         """The next change is awaited while the heartbeat goes on; a hung-up client ends both."""
         number = 0
         shown: Image.Image | None = None
         yield f"retry: {RETRY_MILLISECONDS}\n\n"
-        async with aclosing(self._service.changes(task_id)) as changes:
-            waiting = asyncio.ensure_future(anext(changes, None))
-            try:
-                while True:
-                    done, _ = await asyncio.wait({waiting}, timeout=HEARTBEAT_SECONDS)
-                    if not done:
-                        yield ": still there\n\n"
-                        continue
-                    task = waiting.result()
-                    if task is None:
-                        return
-                    number += 1
-                    content = await self._telling.said(task)
-                    progress = self._service.progress_of(task)
-                    if progress is not None and progress.preview is not shown:
-                        shown = progress.preview
-                        content["preview"] = await self._telling.preview(task)
-                    yield _event(LAST_ID if task.over else str(number), task.over, content)
-                    if not task.over:
-                        await asyncio.sleep(EVENT_SECONDS)
-                    waiting = asyncio.ensure_future(anext(changes, None))
-            finally:
-                waiting.cancel()
-                await asyncio.gather(waiting, return_exceptions=True)
+        async with aclosing(self._service.changes(task_id)) as tasks, aclosing(_heard(tasks)) as changes:
+            async for task in changes:
+                if task is None:
+                    yield STILL_THERE
+                    continue
+                number += 1
+                content = await self._telling.said(task)
+                progress = self._service.progress_of(task)
+                if progress is not None and progress.preview is not shown:
+                    shown = progress.preview
+                    content["preview"] = await self._telling.preview(task)
+                yield _event(LAST_ID if task.over else str(number), task.over, content)
+                if not task.over:
+                    await asyncio.sleep(EVENT_SECONDS)
+
+
+async def _heard(changes: AsyncGenerator[Heard, None]) -> AsyncGenerator[Heard | None, None]:
+    """What comes, and None whenever nothing has come for a heartbeat's time. The next is awaited meanwhile; a
+    hung-up client ends both."""
+    waiting: asyncio.Future[Any] = asyncio.ensure_future(anext(changes, _END))
+    try:
+        while True:
+            done, _ = await asyncio.wait({waiting}, timeout=HEARTBEAT_SECONDS)
+            if not done:
+                yield None
+                continue
+            if waiting.result() is _END:
+                return
+            yield waiting.result()
+            waiting = asyncio.ensure_future(anext(changes, _END))
+    finally:
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Which tasks are listed; everybody's where ``owner`` is None."""
+
+    owner: str | None
+    limit: int
+    offset: int
+
+
+def _events(stream: AsyncGenerator[str, None]) -> Response:
+    return StreamingResponse(stream, media_type="text/event-stream", headers=EVENT_HEADERS)
+
+
+def _without_links(listing: dict[str, Any]) -> dict[str, Any]:
+    """Links to the same picture are signed anew each time: they alone are no change."""
+    tasks = [
+        {**task, "pictures": [(one["name"], one["error"]) for one in task["pictures"]]}
+        for task in listing["tasks"]
+    ]
+    return {**listing, "tasks": tasks}
 
 
 class Telling:

@@ -95,6 +95,7 @@ class Service:
         """
         under_way = self._under_way
         under_way.closing = True
+        under_way.tell()
         await _ended(self._forever)
         for task_id, job in under_way.waiting():
             if not self._outlives(job):
@@ -158,6 +159,7 @@ class Service:
             stopping = errors.ShuttingDown("the service is stopping")
             await self._under_way.fail(job.id, stopping)
             raise stopping
+        self._under_way.tell()
         self._under_way.spawn(self._preparing.prepare(job))
         return job.id
 
@@ -202,6 +204,10 @@ class Service:
                     yield task
                     if task.over:
                         return
+
+    def news(self) -> AsyncGenerator[bool, None]:
+        """Yields at once, and again when something about any task may have changed; ends with the service."""
+        return self._under_way.news()
 
     def progress(self, task_id: str | None = None) -> Progress | None:
         """How far a running task is (without an id: the one started first); None when it is not running."""

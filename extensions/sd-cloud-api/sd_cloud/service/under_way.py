@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -28,13 +28,14 @@ class UnderWay:
         self.closing = False
         self._live: dict[str, Live] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self._watchers: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
     def get(self, task_id: str) -> Live | None:
         return self._live.get(task_id)
 
     def begin(self, job: Job) -> Live:
         """What is known of this job's task, which this process takes care of."""
-        live = self._live.setdefault(job.id, Live.of(job))
+        live = self._live.setdefault(job.id, Live.of(job, self.tell))
         live.ours = True
         return live
 
@@ -43,7 +44,7 @@ class UnderWay:
         """The same for a task of any process, for as long as somebody asks for it here."""
         live = self._live.get(job.id)
         if live is None:
-            live = self._live[job.id] = Live.of(job)
+            live = self._live[job.id] = Live.of(job, self.tell)
             live.ours = False
         live.askers += 1
         try:
@@ -66,6 +67,31 @@ class UnderWay:
             for task_id, live in self._live.items()
             if live.started is None and task_id not in self.running
         ]
+
+    # -- news ---------------------------------------------------------------------------------
+
+    def tell(self) -> None:
+        """Something about a task, or the service, has changed. Any thread may call it."""
+        for loop, event in list(self._watchers):
+            loop.call_soon_threadsafe(event.set)
+
+    async def news(self) -> AsyncGenerator[bool, None]:
+        """Yields at once, and again when something about any task, of any process, may have changed; ends
+        when the service begins to stop. A slow reader misses what came between, never the last."""
+        event = asyncio.Event()
+        watcher = (asyncio.get_running_loop(), event)
+        topics = ("work", "progress", "ended")
+        stops = [self.store.database.listen(topic, lambda _: event.set()) for topic in topics]
+        self._watchers.add(watcher)
+        try:
+            while not self.closing:
+                yield True
+                await event.wait()
+                event.clear()
+        finally:
+            self._watchers.discard(watcher)
+            for stop in stops:
+                stop()
 
     # -- ends ---------------------------------------------------------------------------------
 
