@@ -152,6 +152,7 @@ def _passes() -> Iterator[Case]:
         "from SD 1": {
             "override_settings": {"sd_model_checkpoint": "tiny-a"},
             "hr_checkpoint_name": "tiny-sd3",
+            "hr_upscaler": "Lanczos",
         },
         "to SD 1": {"hr_checkpoint_name": "tiny-a", "hr_upscaler": "Lanczos"},
     }

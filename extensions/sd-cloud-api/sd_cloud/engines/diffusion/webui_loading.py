@@ -37,8 +37,10 @@ def numbers_drawn(model: Model) -> int:
 
     Those of CLIP's token and position embeddings; of OpenCLIP, whose text half is not initialised,
     those of the vision half that is thrown away. Of an OpenCLIP of another size than the published
-    ones that is not known; it counts nothing.
+    ones that is not known; it counts nothing. SD 3 draws none.
     """
+    if model.layout.family == "sd3":
+        return 0
     count = 0
     for encoder in model.text:
         if encoder.kind == "clip_l":
