@@ -8,6 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +19,9 @@ STAGES = ((64, 3, 1), (128, 4, 2), (256, 23, 2), (512, 3, 2))  # planes, layers,
 GROUPS, WIDTH_PER_GROUP, EXPANSION = 32, 8, 4
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, yet of pixels in 0..255
 DEEPEST = 65535
+FILE = "leres/res101.pth"
+
+Plane = NDArray[np.float32]
 
 
 class PictureNorm(nn.BatchNorm2d):
@@ -125,15 +129,24 @@ class Leres(nn.Module):
 
 def depth(bench: Bench, image: Pixels, near: float, background: float) -> Pixels:
     """Near is white. ``near`` and ``background``: percent of the depth, at either end, that become black."""
-    bgr = image[:, :, ::-1].astype(np.float32)
-    normal = (bgr - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
-    found = bench.net(Leres, unwrapped)(bench.pixels(normal))[0, 0].float().cpu().numpy()
+    return drawn(estimate(bench, image, (image.shape[1], image.shape[0])), near, background)
+
+
+def estimate(bench: Bench, image: Pixels, size: tuple[int, int]) -> Plane:
+    """The network's depth of an image that it sees at ``size`` (width, height)."""
+    sized = np.asarray(cv2.resize(image[:, :, ::-1], size), np.float32)
+    normal = (sized - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    found = bench.net(Leres, unwrapped, file=FILE)(bench.pixels(normal))[0, 0].float().cpu().numpy()
+    return np.asarray(cv2.resize(found, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_CUBIC))
+
+
+def drawn(found: Plane, near: float, background: float) -> Pixels:
     span = float(found.max() - found.min())
     scaled = DEEPEST * (found - found.min()) / span if span > np.finfo(float).eps else np.zeros_like(found)
-    drawn = cv2.convertScaleAbs(scaled.astype(np.uint16), alpha=255.0 / DEEPEST)
+    levels = cv2.convertScaleAbs(scaled.astype(np.uint16), alpha=255.0 / DEEPEST)
     if near != 0:
-        drawn = cv2.threshold(drawn, near / 100 * 255, 255, cv2.THRESH_TOZERO)[1]
-    drawn = cv2.bitwise_not(drawn)
+        levels = cv2.threshold(levels, near / 100 * 255, 255, cv2.THRESH_TOZERO)[1]
+    levels = cv2.bitwise_not(levels)
     if background != 0:
-        drawn = cv2.threshold(drawn, background / 100 * 255, 255, cv2.THRESH_TOZERO)[1]
-    return np.asarray(drawn, np.uint8)
+        levels = cv2.threshold(levels, background / 100 * 255, 255, cv2.THRESH_TOZERO)[1]
+    return np.asarray(levels, np.uint8)

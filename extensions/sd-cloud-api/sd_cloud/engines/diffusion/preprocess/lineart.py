@@ -1,7 +1,7 @@
 """Line drawings of photographs and of anime, and TEED's edges.
 
 ``lineart``: Chan et al., "Learning to generate line drawings" (arXiv 2203.12691). ``lineart_anime``:
-a pix2pix U-Net (Isola et al., arXiv 1611.07004) trained by Mukosame/Anime2Sketch. ``lineart_anime_denoise``:
+pix2pix's U-Net, trained by Mukosame/Anime2Sketch. ``lineart_anime_denoise``:
 Li et al., "Deep Extraction of Manga Structural Lines" (SIGGRAPH 2017).
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sd_cloud.engines.diffusion.preprocess.lines import Pixels
 from sd_cloud.engines.diffusion.preprocess.loading import Bench, bytes_of, unwrapped
+from sd_cloud.engines.diffusion.preprocess.pix2pix import UNet
 
 ANIME_MULTIPLE_PX = 256
 
@@ -62,42 +63,9 @@ def drawing(bench: Bench, image: Pixels) -> Pixels:
     return 255 - bytes_of(bench.net(Drawing)(bench.pixels(image) / 255.0)[0, 0])
 
 
-class Level(nn.Module):
-    """One level of the pix2pix U-Net around the next: halves the size, and joins what comes back."""
-
-    def __init__(self, outer: int, inner: int, within: Level | None, *, outermost: bool = False) -> None:
-        super().__init__()
-        self.outermost = outermost
-        down = nn.Conv2d(3 if outermost else outer, inner, 4, stride=2, padding=1)
-        up = nn.ConvTranspose2d(inner if within is None else 2 * inner, outer, 4, stride=2, padding=1)
-        if outermost:
-            layers: list[nn.Module | None] = [down, within, nn.ReLU(), up, nn.Tanh()]
-        elif within is None:
-            layers = [nn.LeakyReLU(0.2), down, nn.ReLU(), up, nn.InstanceNorm2d(outer)]
-        else:
-            layers = [nn.LeakyReLU(0.2), down, nn.InstanceNorm2d(inner), within]
-            layers += [nn.ReLU(), up, nn.InstanceNorm2d(outer)]
-        self.model = nn.Sequential(*(layer for layer in layers if layer is not None))
-
-    def forward(self, x: Tensor) -> Tensor:
-        # The first layer of an inner level changes its input in place, so what is joined has it, too.
-        joined = x if self.outermost else nn.functional.leaky_relu(x, 0.2)
-        made: Tensor = self.model(x)
-        return made if self.outermost else torch.cat([joined, made], dim=1)
-
-
-class AnimeDrawing(nn.Module):
+def anime_network() -> UNet:
     """A line drawing [1, 1, H, W] in -1..1 from RGB pixels in -1..1, sides multiples of 256."""
-
-    def __init__(self, width: int = 64) -> None:
-        super().__init__()
-        level = Level(8 * width, 8 * width, None)
-        for outer, inner in ((8, 8), (8, 8), (8, 8), (4, 8), (2, 4), (1, 2)):
-            level = Level(outer * width, inner * width, level)
-        self.model = Level(1, width, level, outermost=True)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return torch.as_tensor(self.model(pixels))
+    return UNet(3, 1, 8)
 
 
 def anime_drawing(bench: Bench, image: Pixels) -> Pixels:
@@ -105,7 +73,7 @@ def anime_drawing(bench: Bench, image: Pixels) -> Pixels:
     height, width = image.shape[:2]
     size = [math.ceil(side / ANIME_MULTIPLE_PX) * ANIME_MULTIPLE_PX for side in (width, height)]
     sized = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC))
-    net = bench.net(AnimeDrawing, unwrapped)
+    net = bench.net(anime_network, unwrapped)
     line = net(bench.pixels(sized) / 127.5 - 1.0)[0, 0] * 127.5 + 127.5
     back = np.asarray(cv2.resize(line.cpu().numpy(), (width, height), interpolation=cv2.INTER_CUBIC))
     return np.asarray(255 - back.clip(0, 255).astype(np.uint8))
