@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sd_cloud.engines.diffusion.preprocess import animal_pose, dwpose, pose
+from sd_cloud.engines.diffusion.preprocess import animal_pose, dwpose, leres_boost, pose, zoe
 from sd_cloud.engines.diffusion.preprocess.detect import Detected, Detection, Pixels, detect, detected
 from sd_cloud.engines.diffusion.preprocess.loading import Bench, _loaded
 from sd_cloud.engines.diffusion.preprocess.networks import AS_SENT
@@ -30,7 +30,11 @@ SIDE = 64
 
 Shape = tuple[int, ...]
 #: Widths of the large files, and the small ones that stand for them here.
-SMALLER = {"depth_anything": {384: 64, 1152: 192, 1536: 256}}
+SMALLER = {
+    "depth_anything": {384: 64, 1152: 192, 1536: 256},
+    "leres/latest_net_G": {64: 4, 128: 8, 256: 16, 512: 32, 1024: 64},
+    "zoedepth": {1024: 64, 2048: 128, 3072: 192, 4096: 256, 577: 2},
+}
 
 
 @dataclass
@@ -96,6 +100,14 @@ IN_PACKAGES = {name for name, files in NETWORK_FILES.items() if not files}
 IN_LEVELS = {"hed_safe", "scribble_hed", "softedge_teed", "softedge_anyline"}
 
 
+@pytest.fixture(autouse=True)
+def small_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that look at one size, however large the picture is, look at a small one."""
+    monkeypatch.setattr(leres_boost, "FIELD_PX", 128)
+    monkeypatch.setattr(leres_boost, "LARGEST_PX", 192)
+    monkeypatch.setattr(zoe, "NET_PX", (64, 64))
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[Settings]:
     yield settings_below(tmp_path)
@@ -141,6 +153,12 @@ def test_a_map_comes_from_the_published_files_layout(name: str, settings: Settin
     assert len(np.unique(made)) > 1 or name in IN_LEVELS
 
 
+def test_dsines_map_is_cut_to_the_size_of_a_picture_that_was_enlarged(settings: Settings) -> None:
+    write("normal_dsine/dsine.pt", settings)
+    made = run("normal_dsine", settings, picture(48, 40))
+    assert made.shape == (48, 40, 3) and len(np.unique(made)) > 1
+
+
 @pytest.mark.parametrize("file", sorted(FILES))
 def test_a_file_that_lacks_a_tensor_or_has_one_too_many_is_named(file: str, settings: Settings) -> None:
     last = list(FILES[file].shapes)[-1]
@@ -158,7 +176,11 @@ def use(file: str, settings: Settings) -> None:
     if file in parts:
         parts[file](Bench({file: settings.folders.annotators[0] / file}), picture(), Box(0, 0, 32))
         return
-    run(next(module for module, files in NETWORK_FILES.items() if file in files), settings, picture())
+    module, files = next((module, files) for module, files in NETWORK_FILES.items() if file in files)
+    for other in files:
+        if not (settings.folders.annotators[0] / other).exists():
+            write(other, settings)
+    run(module, settings, picture())
 
 
 @pytest.mark.parametrize("name", sorted(set(NETWORK_FILES) - IN_PACKAGES))

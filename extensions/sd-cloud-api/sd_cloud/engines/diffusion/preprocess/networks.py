@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from sd_cloud.engines.diffusion.preprocess import (
     animal_pose,
     depth_anything,
+    dsine,
     dwpose,
     face_analysis,
     face_mesh,
     hed,
     lama,
     leres,
+    leres_boost,
     lineart,
     midas,
     mlsd,
@@ -20,6 +22,7 @@ from sd_cloud.engines.diffusion.preprocess import (
     pidinet,
     pose,
     teed,
+    zoe,
 )
 from sd_cloud.engines.diffusion.preprocess.detect import Detected, Detection, lineart_standard
 from sd_cloud.engines.diffusion.preprocess.lines import Pixels
@@ -60,6 +63,8 @@ NETWORKS: Mapping[str, Network] = {
     "depth": _plain(midas.depth),
     "normal_map": lambda bench, image, how: midas.normals(bench, image, how.a),
     "depth_leres": lambda bench, image, how: leres.depth(bench, image, how.a, how.b),
+    "depth_leres++": lambda bench, image, how: leres_boost.depth(bench, image, how.a, how.b),
+    "depth_zoe": _plain(zoe.depth),
     "normal_bae": _plain(normal_bae.normals),
     "depth_anything": lambda bench, image, how: depth_anything.depth(bench, image, second=False),
     "depth_anything_v2": lambda bench, image, how: depth_anything.depth(bench, image, second=True),
@@ -76,5 +81,8 @@ NETWORKS: Mapping[str, Network] = {
 """Each takes RGB pixels whose sides are multiples of 64 px, and gives a map of their size, with what else
 `Detected` has room for."""
 
-AS_SENT: Mapping[str, Network] = {"inpaint_only+lama": _plain(lama.filled)}
+AS_SENT: Mapping[str, Network] = {
+    "inpaint_only+lama": _plain(lama.filled),
+    "normal_dsine": lambda bench, image, how: dsine.normals(bench, image, how.resolution, how.a, int(how.b)),
+}
 """Each takes the image as it is sent, and gives a map whose size is its own affair."""

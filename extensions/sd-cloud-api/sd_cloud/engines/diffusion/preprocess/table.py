@@ -156,7 +156,14 @@ _ALL = (
     Module(
         "depth_anything_v2", "", ("Depth",), weights="depth_anything_v2/depth_anything_v2_vitl.safetensors"
     ),
-    Module("depth_hand_refiner", "", ("Depth",), weights="hand_refiner/graphormer_hand_state_dict.bin"),
+    Module(
+        "depth_hand_refiner",
+        "",
+        ("Depth",),
+        weights="hand_refiner/graphormer_hand_state_dict.bin, "
+        "hand_refiner/hrnetv2_w64_imagenet_pretrained.pth, "
+        "MediaPipe's hand_landmarker.task and the MANO hand model",
+    ),
     Module("depth_leres", "", ("Depth",), slider_1=_NEAR, slider_2=_BACKGROUND, weights="leres/res101.pth"),
     Module("depth_leres++", "", ("Depth",), slider_1=_NEAR, slider_2=_BACKGROUND, weights=_LERES),
     Module("depth", "depth_midas", ("Depth",), priority=100, weights="midas/dpt_hybrid-midas-501f0c75.pt"),
@@ -310,7 +317,10 @@ NETWORK_FILES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("depth", "normal_map"), ("midas/dpt_hybrid-midas-501f0c75.pt",)),
     "inpaint_only+lama": ("lama/ControlNetLama.pth",),
     "depth_leres": ("leres/res101.pth",),
+    "depth_leres++": ("leres/res101.pth", "leres/latest_net_G.pth"),
+    "depth_zoe": ("zoedepth/ZoeD_M12_N.pt",),
     "normal_bae": ("normal_bae/scannet.pt",),
+    "normal_dsine": ("normal_dsine/dsine.pt",),
     "depth_anything": ("depth_anything/depth_anything_vitl14.pth",),
     "depth_anything_v2": ("depth_anything_v2/depth_anything_v2_vitl.safetensors",),
     "animal_openpose": (_YOLOX, _ANIMAL),
