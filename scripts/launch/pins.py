@@ -27,7 +27,7 @@ RUNTIME = (
 )  # fmt: skip
 #: What only tests, checks and the demo's training add.
 TEST = (
-    "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "trustme", "import-linter",
+    "pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "hypothesis", "trustme", "import-linter",
     "ruff", "mypy", "types-PyYAML", "types-psutil", "types-regex", "types-protobuf",
     "resvg_py", "scikit-image", "dashscope", "pgserver", "playwright",
 )  # fmt: skip
@@ -36,7 +36,7 @@ WEBUI = (
     "fastapi", "starlette", "pydantic", "anyio", "httpx", "httpcore", "h11", "uvicorn", "websockets",
     "python-multipart", "pillow", "numpy", "protobuf", "lark", "psutil", "PyYAML", "piexif", "certifi",
     "oss2", "SQLAlchemy", "alembic", "psycopg[binary]", "argon2-cffi",
-    "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "trustme", "pgserver",
+    "pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "hypothesis", "trustme", "pgserver",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -16,11 +17,14 @@ ROOT = Path(__file__).parents[2]
 
 def installed() -> Path:
     """The folder; filled from the package index at first. Skips when that can't be done."""
-    if not (FOLDER / "eas_prediction").is_dir():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(FOLDER), REQUIREMENT]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"{REQUIREMENT} can't be installed: {done.stderr[-300:]}")
+    FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    with FOLDER.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of tests may be filling it
+        if not (FOLDER / "eas_prediction").is_dir():
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(FOLDER), REQUIREMENT]
+            done = subprocess.run(pip, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"{REQUIREMENT} can't be installed: {done.stderr[-300:]}")
     return FOLDER
 
 
