@@ -14,7 +14,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sd_cloud.engines.diffusion.preprocess import animal_pose, dwpose, leres_boost, pose, zoe
+from sd_cloud.engines.diffusion.preprocess import (
+    animal_pose,
+    anime_face,
+    dwpose,
+    leres_boost,
+    pose,
+    uniformer,
+    zoe,
+)
 from sd_cloud.engines.diffusion.preprocess.detect import Detected, Detection, Pixels, detect, detected
 from sd_cloud.engines.diffusion.preprocess.loading import Bench, _loaded
 from sd_cloud.engines.diffusion.preprocess.networks import AS_SENT
@@ -109,7 +117,10 @@ def small_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Iterator[Settings]:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """Where the weights are; networks that bring each picture to one size bring it to a small one."""
+    monkeypatch.setattr(anime_face, "SIDE_PX", SIDE)
+    monkeypatch.setattr(uniformer, "SHORTEST", SIDE)
     yield settings_below(tmp_path)
     _loaded.cache_clear()
 

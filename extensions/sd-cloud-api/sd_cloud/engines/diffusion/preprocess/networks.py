@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from sd_cloud.engines.diffusion.preprocess import (
     animal_pose,
+    anime_face,
     depth_anything,
     dsine,
     dwpose,
@@ -22,6 +23,7 @@ from sd_cloud.engines.diffusion.preprocess import (
     pidinet,
     pose,
     teed,
+    uniformer,
     zoe,
 )
 from sd_cloud.engines.diffusion.preprocess.detect import Detected, Detection, lineart_standard
@@ -72,6 +74,8 @@ NETWORKS: Mapping[str, Network] = {
     "dw_openpose_full": _plain(dwpose.pose),
     "instant_id_face_keypoints": _plain(face_analysis.keypoints),
     "mediapipe_face": lambda bench, image, how: face_mesh.faces(bench, image, int(how.a), how.b),
+    "segmentation": _plain(uniformer.segments),
+    "anime_face_segment": _plain(anime_face.parts),
     "openpose": _pose(),
     "openpose_face": _pose(face=True),
     "openpose_faceonly": _pose(body=False, face=True),

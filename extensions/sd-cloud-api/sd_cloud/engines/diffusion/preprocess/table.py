@@ -316,6 +316,8 @@ NETWORK_FILES: Mapping[str, tuple[str, ...]] = {
     "mlsd": ("mlsd/mlsd_large_512_fp32.pth",),
     **dict.fromkeys(("depth", "normal_map"), ("midas/dpt_hybrid-midas-501f0c75.pt",)),
     "inpaint_only+lama": ("lama/ControlNetLama.pth",),
+    "segmentation": ("uniformer/upernet_global_small.pth",),
+    "anime_face_segment": ("anime_face_segment/UNet.pth",),
     "depth_leres": ("leres/res101.pth",),
     "depth_leres++": ("leres/res101.pth", "leres/latest_net_G.pth"),
     "depth_zoe": ("zoedepth/ZoeD_M12_N.pt",),
