@@ -40,11 +40,13 @@ class Mask:
 
 @dataclass(frozen=True)
 class Switch:
-    """The model, prompts and levels to go on with."""
+    """The model, prompts and levels to go on with. ``anew``: a webui builds the model for it, without
+    what control units do to the one before."""
 
     model: Model
     encoded: Encoded
     alphas_cumprod: Tensor
+    anew: bool = False
 
 
 Refine = Callable[["Guided", Tensor], Switch | None]
@@ -76,6 +78,7 @@ class Guided:
     image_cond: Tensor | None = None
     controls: controlnet.Control | None = None
     hires: bool = False
+    marked: bool = True
     refine: Refine | None = None
     empty_prompt: Callable[[], Tensor] | None = None
     marks: dict[str, object] = field(default_factory=dict)
@@ -107,6 +110,8 @@ class Guided:
             if switch is not None:
                 self.model, self.encoded = switch.model, switch.encoded
                 self._prepare(switch.alphas_cumprod)
+                self.marked = False
+                self.controls = None if switch.anew else self.controls
         if self.mode == "timesteps" and self.mask is not None:
             x = self.mask.blend(x, level)
         rows = self._rows(float(level.reshape(-1)[0]))
@@ -246,9 +251,9 @@ class Guided:
             assert self.image_cond is not None
             x = torch.cat([x, self.image_cond[pictures]], dim=1)
         dtype = self.model.placement.dtype
-        # The extension marks the prompts before the webui has encoded the hires pass's, and then takes
-        # every row for the prompt's.
-        marked = not self.hires or self.options.flag("hires_fix_use_firstpass_conds")
+        # The extension marks the prompts before the webui has encoded the hires pass's and the refiner's,
+        # and then takes every row for the prompt's.
+        marked = self.marked and (not self.hires or self.options.flag("hires_fix_use_firstpass_conds"))
         call = controlnet.Call(
             latents=x.to(dtype),
             timesteps=timestep.float(),  # in half precision, fractions would be lost

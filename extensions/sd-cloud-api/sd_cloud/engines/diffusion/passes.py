@@ -192,7 +192,7 @@ class Passes:
             anew = self.models.switch(checkpoint)
             self._merge_tokens()
             encoded = self._encode(second=plan.hires, networks=not anew)
-            return Switch(self.models.current, encoded, self._alphas(self.models.current))
+            return Switch(self.models.current, encoded, self._alphas(self.models.current), anew)
 
         return refine
 
@@ -299,7 +299,8 @@ class Passes:
             coder = self.models.coder() if hires.is_latent(own) else self.models.chosen_coder()
             images = to_pictures(coder.decode(latent))
         saved = [state.picture(image, i, "first_pass") for i, image in enumerate(images or ()) if saves]
-        self.models.switch(second.checkpoint or state.checkpoint)
+        # A webui builds the model anew, without what control units do to the one before.
+        controls = None if self.models.switch(second.checkpoint or state.checkpoint) else self.controls
         pixels = None
         if hires.is_latent(own):
             latent = hires.enlarge_latent(latent, own, second.target)
@@ -326,6 +327,7 @@ class Passes:
         encoded = self._encode(second=True)
         state.merging_ratio = state.options.merging_ratio(source=False, second=True)
         sampling = self._sampling(encoded, plan, noise, condition)
+        sampling.guided.controls = controls
         with self._merging():
             latent = sampling.from_latent(latent, start)
         state.merging_ratio = state.options.merging_ratio(source=False, second=False)
