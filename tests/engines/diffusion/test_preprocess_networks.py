@@ -18,8 +18,10 @@ from sd_cloud.engines.diffusion.preprocess import (
     animal_pose,
     anime_face,
     dwpose,
+    face_parts,
     leres_boost,
     pose,
+    retinaface,
     uniformer,
     zoe,
 )
@@ -29,8 +31,8 @@ from sd_cloud.engines.diffusion.preprocess.networks import AS_SENT
 from sd_cloud.engines.diffusion.preprocess.pose import Box
 from sd_cloud.engines.diffusion.preprocess.pose_drawing import Person, draw_people
 from sd_cloud.engines.diffusion.preprocess.pose_groups import Joint, grouped
-from sd_cloud.engines.diffusion.preprocess.table import MODULES, NETWORK_FILES
-from sd_cloud.errors import CheckpointBroken, NotImplementedHere
+from sd_cloud.engines.diffusion.preprocess.table import FACE_PARTS_FILES, MODULES, NETWORK_FILES
+from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere
 from sd_cloud.settings import Settings, settings_below
 
 OUTLINES = Path(__file__).with_name("preprocess_outlines.txt")
@@ -191,6 +193,12 @@ def use(file: str, settings: Settings) -> None:
     if file in parts:
         parts[file](Bench({file: settings.folders.annotators[0] / file}), picture(), Box(0, 0, 32))
         return
+    if file in FACE_PARTS_FILES:  # the second needs a face that the first sees
+        bench = Bench({file: settings.folders.annotators[0] / file})
+        if file == FACE_PARTS_FILES[0]:
+            retinaface.faces(bench, picture(), file=file)
+        bench.net(face_parts.BiSeNet)
+        return
     run(next(module for module, files in NETWORK_FILES.items() if file in files), settings, picture())
 
 
@@ -220,6 +228,50 @@ def test_weights_are_found_where_the_extension_keeps_them_and_where_a_flag_says(
         run("lineart", settings, picture())
     flagged = replace(settings, folders=replace(settings.folders, annotators=(own, other)))
     assert (run("lineart", flagged, picture()) == expected).all()
+
+
+# --- faces ----------------------------------------------------------------------------------------
+
+
+def test_facexlibs_map_is_the_face_nearest_to_the_middle_upright_and_grey_on_white(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in FACE_PARTS_FILES:
+        write(file, settings)
+    boxes = np.array([[0, 0, 90, 90], [200, 200, 300, 300]], np.float32)
+    points = np.stack([face_parts.ALIGNED / 8, face_parts.ALIGNED / 4 + 192]).astype(np.float32)
+    monkeypatch.setattr(retinaface, "faces", lambda bench, image, *, file: (boxes, points))
+    skin = torch.zeros(1, 19, 512, 512)
+    skin[:, 1, 100:400], skin[:, 16, 400:] = 1, 1
+    monkeypatch.setattr(face_parts.BiSeNet, "forward", lambda self, pixels: skin)
+    image = np.full((512, 512, 3), (200, 100, 50), np.uint8)
+    image[:150] = 255  # never seen: the middle face is further down
+    made = run("facexlib", settings, image)
+    assert made.shape == (512, 512, 3)
+    assert (made[:100] == 255).all() and (made[400:] == 255).all()
+    assert (np.abs(made[100:400].astype(int) - int(0.299 * 200 + 0.587 * 100 + 0.114 * 50)) <= 1).all()
+    monkeypatch.setattr(retinaface, "faces", lambda bench, image, *, file: (boxes[:0], points[:0]))
+    with pytest.raises(BadRequest, match="no face is seen"):
+        run("facexlib", settings, image)
+
+
+def test_retinaface_gives_boxes_and_points_at_the_places_of_its_three_levels(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(FACE_PARTS_FILES[0], settings)
+    priors = retinaface._priors((64, 96))
+    assert len(priors) == 2 * (8 * 12 + 4 * 6 + 2 * 3)
+
+    def seen(self: retinaface.RetinaFace, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sure = torch.zeros(len(priors))
+        sure[2 * 96 + 2 * 7 + 1] = 0.99  # row 1, column 1 of the second level, its larger box: 128 px
+        return torch.zeros(len(priors), 4), sure, torch.zeros(len(priors), 10)
+
+    monkeypatch.setattr(retinaface.RetinaFace, "forward", seen)
+    bench = Bench({FACE_PARTS_FILES[0]: path})
+    boxes, points = retinaface.faces(bench, picture(64, 96), file=FACE_PARTS_FILES[0])
+    assert np.allclose(boxes, [[24 - 64, 24 - 64, 24 + 64, 24 + 64]], atol=1e-4)
+    assert np.allclose(points, 24, atol=1e-4)
 
 
 # --- poses ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from sd_cloud.engines.diffusion.preprocess import (
     dwpose,
     face_analysis,
     face_mesh,
+    face_parts,
     hed,
     lama,
     leres,
@@ -87,6 +88,7 @@ NETWORKS: Mapping[str, Network] = {
 
 AS_SENT: Mapping[str, Network] = {
     "inpaint_only+lama": _plain(lama.filled),
+    "facexlib": _plain(face_parts.features),
     "normal_dsine": lambda bench, image, how: dsine.normals(bench, image, how.resolution, how.a, int(how.b)),
 }
 """Each takes the image as it is sent, and gives a map whose size is its own affair."""

@@ -47,16 +47,16 @@ def _session(path: Path, mtime_ns: int) -> Run:
     return run
 
 
-def apart(boxes: Numbers, scores: Numbers, overlap: float) -> list[int]:
+def apart(boxes: Numbers, scores: Numbers, overlap: float, *, edge_px: int = 1) -> list[int]:
     """The surest boxes (left, top, right, bottom px) that share no more than ``overlap`` of what they
-    and a surer one cover."""
-    areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+    and a surer one cover. ``edge_px``: by how much a box is larger than from its left to its right."""
+    areas = (boxes[:, 2] - boxes[:, 0] + edge_px) * (boxes[:, 3] - boxes[:, 1] + edge_px)
     order, kept = scores.argsort()[::-1], []
     while order.size:
         best, rest = order[0], order[1:]
         kept.append(int(best))
         low = np.maximum(boxes[best, :2], boxes[rest, :2])
         high = np.minimum(boxes[best, 2:], boxes[rest, 2:])
-        shared = np.prod(np.maximum(0.0, high - low + 1), axis=1)
+        shared = np.prod(np.maximum(0.0, high - low + edge_px), axis=1)
         order = rest[shared / (areas[best] + areas[rest] - shared) <= overlap]
     return kept

@@ -91,6 +91,9 @@ INSTANT_ID_FILES = tuple(
 )
 FACE_ID_FILES = tuple(f"insightface/models/buffalo_l/{name}" for name in ("det_10g.onnx", "w600k_r50.onnx"))
 """A network that finds faces, and one that tells people apart."""
+FACE_PARTS_FILES = tuple(
+    f"facexlib/{name}" for name in ("detection_Resnet50_Final.pth", "parsing_bisenet.pth")
+)
 
 CLIP_L, CLIP_H, CLIP_G = (f"clip_vision/{name}.pth" for name in ("clip_vitl", "clip_h", "clip_g"))
 
@@ -171,7 +174,7 @@ _ALL = (
     Module(
         "dw_openpose_full", "", ("OpenPose",), weights="openpose/yolox_l.onnx, openpose/dw-ll_ucoco_384.onnx"
     ),
-    Module("facexlib", "", (), HIDDEN, weights="facexlib/detection_Resnet50_Final.pth"),
+    Module("facexlib", "", (), HIDDEN, weights=", ".join(FACE_PARTS_FILES)),
     Module("instant_id_face_embedding", "", ("Instant-ID",), weights=", ".join(INSTANT_ID_FILES)),
     Module("instant_id_face_keypoints", "", ("Instant-ID",), weights=INSTANT_ID_FILES[0]),
     Module("ip-adapter-auto", "", ("IP-Adapter",), priority=1000, weights="clip_vision/clip_h.pth"),
@@ -327,6 +330,7 @@ NETWORK_FILES: Mapping[str, tuple[str, ...]] = {
     "depth_anything_v2": ("depth_anything_v2/depth_anything_v2_vitl.safetensors",),
     "animal_openpose": (_YOLOX, _ANIMAL),
     "dw_openpose_full": (_YOLOX, "openpose/dw-ll_ucoco_384.onnx"),
+    "facexlib": FACE_PARTS_FILES,
     "instant_id_face_keypoints": INSTANT_ID_FILES[:1],
     "mediapipe_face": (),  # its package brings them
     "openpose": (_BODY,),
