@@ -16,6 +16,7 @@ from PIL import Image
 from sd_cloud.engines.base import Control
 from sd_cloud.engines.diffusion import pictures
 from sd_cloud.engines.diffusion.catalogue import SCRIPTS
+from sd_cloud.engines.diffusion.interrogate.files import BLIP, CLIP
 from sd_cloud.engines.diffusion.scripts.loopback import strength_at
 from sd_cloud.engines.diffusion.scripts.outpainting import matched, plan_growths, shaped_noise
 from sd_cloud.engines.diffusion.scripts.run import Before, asks_for_script, encoded, run_script, scripts
@@ -159,9 +160,30 @@ def test_curves_bend_between_the_same_ends() -> None:
     assert strength_at(0, 1, 0.8, 0.2, "Linear") == 0.8
 
 
-def test_interrogation_is_refused_by_name(settings: Settings) -> None:
-    with pytest.raises(NotImplementedHere, match=r"^script_args\[3\]: "):
-        run(settings, Brightening(), "Loopback", [2, 0.5, "Linear", "CLIP"])
+def test_each_loop_may_describe_its_picture_in_its_prompt(settings: Settings) -> None:
+    for folder, name in ((settings.folders.blip[0], BLIP), (settings.folders.clip[0], CLIP)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    seen: list[str] = []
+
+    def describe(job: Job, model: str, image: str) -> str:
+        seen.append(image)
+        return f"{model} {len(seen)}"
+
+    make = Brightening()
+    args = {"script_name": "Loopback", "script_args": [2, 0.5, "Linear", "CLIP"], "prompt": "a cat"}
+    job = Job("img2img", {**args, "init_images": [encoded(photo())]})
+    run_script(job, lambda _: None, Control(), make, settings=settings, device="cpu", describe=describe)
+    assert [one["prompt"] for one in make.asked] == ["a cat, clip 1", "a cat, clip 2"]
+    first, second = (np.asarray(pictures.decode_picture(one, "x"), int) for one in seen)
+    assert first.shape == (64, 64, 3) and second.shape == (512, 512, 3)
+
+
+def test_what_describing_lacks_is_told_before_the_first_loop(settings: Settings) -> None:
+    make = Brightening()
+    with pytest.raises(NotImplementedHere, match=r"^script_args\[3\]: 'deepdanbooru' needs"):
+        run(settings, make, "Loopback", [2, 0.5, "Linear", "DeepBooru"])
+    assert not make.asked
 
 
 def test_an_interrupted_script_keeps_what_is_there_and_a_cancelled_one_nothing(settings: Settings) -> None:

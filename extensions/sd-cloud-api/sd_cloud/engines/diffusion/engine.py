@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from dataclasses import replace
 
 import torch
 
@@ -45,10 +46,7 @@ class DiffusionWorker:
                     job, report, control, settings=self.workshop.settings, device=self.workshop.device
                 )
             if job.kind == "interrogate":
-                shop = self.workshop
-                return run_interrogation(
-                    job, report, control, settings=shop.settings, shelf=shop.interrogators
-                )
+                return self._interrogate(job, report, control)
             if job.kind == "detect":
                 return run_detection(job, report, control, settings=self.workshop.settings)
             if job.kind in ("txt2img", "img2img") and asks_for_script(job):
@@ -59,6 +57,7 @@ class DiffusionWorker:
                     lambda part, before, heard: self._make(part, heard, control, before),
                     settings=self.workshop.settings,
                     device=self.workshop.device,
+                    describe=lambda job, model, image: self._describe(job, model, image, control),
                 )
             if job.kind in ("txt2img", "img2img"):
                 return self._make(job, report, control, Before())
@@ -75,6 +74,14 @@ class DiffusionWorker:
         except Exception as error:  # whatever a library raises, the next job is to be served
             failure = self._failed(job, error)
         raise failure
+
+    def _interrogate(self, job: Job, report: Report, control: Control) -> Outcome:
+        shop = self.workshop
+        return run_interrogation(job, report, control, settings=shop.settings, shelf=shop.interrogators)
+
+    def _describe(self, job: Job, model: str, image: str, control: Control) -> str:
+        asked = replace(job, kind="interrogate", payload={"model": model, "image": image})
+        return str(self._interrogate(asked, lambda progress: None, control).info["caption"])
 
     def _make(self, job: Job, report: Report, control: Control, before: Before) -> Outcome:
         sentences = check_unsupported(job)

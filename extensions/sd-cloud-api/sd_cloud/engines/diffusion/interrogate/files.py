@@ -23,18 +23,18 @@ class Weights:
     deepbooru: Path | None = None
 
 
-def weights_of(model: str, settings: Settings) -> Weights:
+def weights_of(model: str, settings: Settings, field: str = "model") -> Weights:
     """Raises NotImplementedHere naming the file that is missing and its folder."""
     folders = settings.folders
     if model == "deepdanbooru":
-        return Weights(deepbooru=_found(DEEPBOORU, folders.deepbooru, model))
+        return Weights(deepbooru=_found(DEEPBOORU, folders.deepbooru, model, field))
     return Weights(
-        blip=_found(BLIP, folders.blip, model),
-        clip=_found(CLIP, (*folders.clip, Path.home() / ".cache" / "clip"), model, any_name=False),
+        blip=_found(BLIP, folders.blip, model, field),
+        clip=_found(CLIP, (*folders.clip, Path.home() / ".cache" / "clip"), model, field, any_name=False),
     )
 
 
-def _found(name: str, folders: tuple[Path, ...], model: str, *, any_name: bool = True) -> Path:
+def _found(name: str, folders: tuple[Path, ...], model: str, field: str, *, any_name: bool = True) -> Path:
     """A file by its published name, else, as the webui has it, any other of its kind there."""
     for folder in folders:
         if (folder / name).is_file():
@@ -43,5 +43,5 @@ def _found(name: str, folders: tuple[Path, ...], model: str, *, any_name: bool =
     other = next(others, None) if any_name else None
     if other is None:
         where = " or ".join(str(folder) for folder in folders)
-        raise NotImplementedHere(f"{model!r} needs {name} in {where}, which is not there", field="model")
+        raise NotImplementedHere(f"{model!r} needs {name} in {where}, which is not there", field=field)
     return other

@@ -7,22 +7,23 @@ from dataclasses import replace
 from typing import Any
 
 from sd_cloud.engines.diffusion import pictures
+from sd_cloud.engines.diffusion.interrogate.files import weights_of
 from sd_cloud.engines.diffusion.scripts.run import Argument, Script, Session, encoded, image_of
-from sd_cloud.errors import NotImplementedHere
 from sd_cloud.job import Outcome, Picture
 
 ORIGINAL = 1  # inpainting_fill: what is masked starts as it is
+INTERROGATION_FIELD = "script_args[3]"
+DESCRIBERS = {"None": None, "CLIP": "clip", "DeepBooru": "deepdanbooru"}
 CURVES = ("Aggressive", "Linear", "Lazy")
 
 
 def loopback(session: Session) -> Outcome:
     """Pictures of all loops, or with several batches the last of each; a grid of them in one row."""
     loops, final = int(session.values["loops"]), float(session.values["final_denoising_strength"])
-    curve, interrogation = session.values["denoising_curve"], session.values["append_interrogation"]
-    if interrogation != "None":
-        raise NotImplementedHere(
-            "prompts are not interrogated by this engine; send 'None'", field="script_args[3]"
-        )
+    curve = session.values["denoising_curve"]
+    describer = DESCRIBERS[session.values["append_interrogation"]]
+    if describer is not None:
+        weights_of(describer, session.settings, INTERROGATION_FIELD)
     batches = session.whole("n_iter", 1)
     given = session.payload.get("denoising_strength")
     first = 0.75 if given is None else float(given)
@@ -39,6 +40,10 @@ def loopback(session: Session) -> Outcome:
         last: Picture | None = None
         for loop in range(loops):
             strength = strength_at(loop, loops, first, final, curve)
+            if describer is not None:
+                seen = encoded(image_of(last)) if last else encoded(source)
+                words = session.describe(session.job, describer, seen)
+                changes["prompt"] = ", ".join([*filter(None, [session.text("prompt")]), words])
             found = session.run(
                 marks, batch_size=1, seed=seed, subseed=subseed, denoising_strength=strength, **changes
             )
@@ -46,7 +51,7 @@ def loopback(session: Session) -> Outcome:
                 break
             seed += 1
             last = found[0]
-            changes = {"init_images": [encoded(image_of(last))], "inpainting_fill": ORIGINAL}
+            changes |= {"init_images": [encoded(image_of(last))], "inpainting_fill": ORIGINAL}
             if batches == 1:
                 made.append(last)
         if session.stopped:
@@ -82,7 +87,7 @@ LOOPBACK = Script(
         Argument("loops", 4, "number", 1, 32),
         Argument("final_denoising_strength", 0.5, "number", 0, 1),
         Argument("denoising_curve", "Linear", "choice", choices=CURVES),
-        Argument("append_interrogation", "None", "choice", choices=("None", "CLIP", "DeepBooru")),
+        Argument("append_interrogation", "None", "choice", choices=tuple(DESCRIBERS)),
     ),
     loopback,
 )

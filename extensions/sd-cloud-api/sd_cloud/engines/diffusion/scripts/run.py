@@ -25,7 +25,7 @@ from sd_cloud.engines.diffusion.inversion import Inversion
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.prompts import OwnTexts
 from sd_cloud.engines.diffusion.scripts.labels import Colours, Label, labelled
-from sd_cloud.errors import BadRequest, Cancelled
+from sd_cloud.errors import BadRequest, Cancelled, NotImplementedHere
 from sd_cloud.job import Job, Kind, Outcome, Picture, Progress
 from sd_cloud.settings import Settings
 
@@ -53,6 +53,13 @@ class Before:
 
 Make = Callable[[Job, Before, Report], Outcome]
 """Runs one ordinary job."""
+
+Describe = Callable[[Job, str, str], str]
+"""Words for a picture in base64 by one of the models of ``/sdapi/v1/interrogate``, under a job's options."""
+
+
+def describes_nothing(job: Job, model: str, image: str) -> str:
+    raise NotImplementedHere(f"{model!r} is not part of this engine")
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ class Session:
     control: Control
     settings: Settings
     device: torch.device | str
+    describe: Describe = describes_nothing
     count: int = 1
     done: int = 0
     drawn: int = 0
@@ -250,7 +258,14 @@ def asks_for_script(job: Job) -> bool:
 
 
 def run_script(
-    job: Job, report: Report, control: Control, make: Make, *, settings: Settings, device: torch.device | str
+    job: Job,
+    report: Report,
+    control: Control,
+    make: Make,
+    *,
+    settings: Settings,
+    device: torch.device | str,
+    describe: Describe = describes_nothing,
 ) -> Outcome:
     """Run the script a job asks for.
 
@@ -264,7 +279,7 @@ def run_script(
         there = ", ".join(one.title for one in scripts().values() if job.kind in one.kinds)
         raise BadRequest(f"{name!r} is no script of {job.kind}, which has: {there}", field="script_name")
     values = read_arguments(script, job.payload.get("script_args"))
-    session = Session(job, values, make, report, control, settings, device)
+    session = Session(job, values, make, report, control, settings, device, describe)
     outcome = script.body(session)
     return replace(outcome, interrupted=session.stopped, seconds=time.monotonic() - began)
 
