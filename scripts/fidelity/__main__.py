@@ -4,6 +4,10 @@
 ``prepare``  writes a data dir with the models that the cases need, for a webui or for ours
 ``webui``    sends the cases to a running webui (started on a prepared data dir, in float32 on the
              CPU) and to ours, prints the table, and with ``--write`` puts it into ``docs/fidelity.md``
+``controlnet``  the same with ControlNet's cases; ``prepare --controlnet EXTENSION`` makes their models
+             and puts a copy of sd-webui-controlnet, which builds small ControlNets, into the data dir.
+             With ``--wide`` the checkpoint and the ControlNets are as wide as real ones, and the
+             copy is as it is: 6 GB of memory for either side
 
 Without ``--ours URL`` the service is started for the run, on a data dir of its own.
 """
@@ -21,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from scripts.bench.figures import service
-from scripts.fidelity import golden, report
+from scripts.fidelity import cases_controlnet, controlnet_models, golden, report
 from scripts.fidelity.answers import Asked
 from scripts.fidelity.case import Case
 from scripts.fidelity.cases import all_cases
@@ -36,14 +40,14 @@ PAGE = ROOT / "docs" / "fidelity.md"
 def main() -> int:
     given = _arguments()
     if given.what == "prepare":
-        prepare(given.folder, given.golden, t5=given.t5)
+        _prepare(given, given.folder)
         return 0
     with _ours(given) as url:
         if given.what == "golden":
             rows = golden.rows(Asked(url), given.golden)
             name, table = "golden", report.golden_table(rows)
         else:
-            wanted = [case for case in all_cases() if _is_wanted(case, given.only)]
+            wanted = [case for case in _cases(given) if _is_wanted(case, given.only)]
             webui = Asked(given.webui, given.keep, remembers=True)
             webui.save_options()
             rows = []
@@ -53,13 +57,26 @@ def main() -> int:
                     with given.rows.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(asdict(row)) + "\n")
             if given.rows:
-                rows = _latest_rows(given.rows)
-            name, table = "cases", report.case_tables(rows)
+                rows = _latest_rows(given.rows, _cases(given))
+            name = "cases" if given.what == "webui" else f"controlnet{'-wide' if given.wide else ''}"
+            table = report.case_tables(rows)
     if given.write:
         report.put_into(PAGE, name, table)
     differing = [row for row in rows if not row.same]
     print(f"{len(rows) - len(differing)} of {len(rows)} the same")
     return 1 if differing else 0
+
+
+def _prepare(given: argparse.Namespace, data_dir: Path) -> None:
+    prepare(data_dir, given.golden, t5=given.t5)
+    if given.what == "controlnet" or given.controlnet:
+        controlnet_models.prepare(data_dir, given.golden, given.controlnet, wide=given.wide)
+
+
+def _cases(given: argparse.Namespace) -> list[Case]:
+    if given.what == "webui":
+        return all_cases()
+    return cases_controlnet.wide_cases() if given.wide else cases_controlnet.cases()
 
 
 def _is_wanted(case: Case, only: list[str]) -> bool:
@@ -74,11 +91,11 @@ def _rows(cases: list[Case], webui: Asked, ours: Asked) -> Iterator[Row]:
         yield row
 
 
-def _latest_rows(file: Path) -> list[Row]:
+def _latest_rows(file: Path, cases: list[Case]) -> list[Row]:
     """Of every case there still is, what was measured last."""
     found = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     known = {(one["group"], one["name"]): Row(**one) for one in found}
-    return [known[place] for case in all_cases() if (place := (case.group, case.name)) in known]
+    return [known[place] for case in cases if (place := (case.group, case.name)) in known]
 
 
 @contextmanager
@@ -87,7 +104,7 @@ def _ours(given: argparse.Namespace) -> Iterator[str]:
         yield given.ours
         return
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), given.golden, t5=given.t5)
+        _prepare(given, Path(folder))
         flags = ("--use-cpu", "all", "--no-half", "--precision", "full")
         with service(Path(folder), *flags) as started:
             yield started.url
@@ -97,10 +114,12 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m scripts.fidelity", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("golden", "webui", "prepare"))
+    parser.add_argument("what", choices=("golden", "webui", "controlnet", "prepare"))
     parser.add_argument("folder", type=Path, nargs="?", help="prepare: the data dir to fill")
     parser.add_argument("--golden", type=Path, default=GOLDEN, help="the folder of the golden pictures")
     parser.add_argument("--webui", help="the address of a webui, http://host:port")
+    parser.add_argument("--controlnet", type=Path, help="prepare: a folder with sd-webui-controlnet")
+    parser.add_argument("--wide", action="store_true", help="controlnet: at real models' width")
     parser.add_argument("--ours", help="the address of our service, on a prepared data dir")
     parser.add_argument("--keep", type=Path, help="a folder for the webui's answers: each is asked for once")
     parser.add_argument(
@@ -112,8 +131,8 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.name}")
     given = parser.parse_args()
-    if given.what == "webui" and not given.webui:
-        parser.error("webui: --webui URL is needed")
+    if given.what in ("webui", "controlnet") and not given.webui:
+        parser.error(f"{given.what}: --webui URL is needed")
     if given.what == "prepare" and given.folder is None:
         parser.error("prepare: which folder?")
     return given

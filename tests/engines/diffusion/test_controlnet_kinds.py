@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.controlnet.call import Call
+from sd_cloud.engines.diffusion.controlnet.call import Call, Hinted
 from sd_cloud.engines.diffusion.controlnet.control import Control
 from sd_cloud.engines.diffusion.controlnet.model import load_controlnet
+from sd_cloud.engines.diffusion.controlnet.repaint import Repaint
 from sd_cloud.engines.diffusion.controlnet.union import UnionNet
 from sd_cloud.engines.diffusion.controlnet.units import ControlUnit, control_units
 from sd_cloud.engines.diffusion.model import Model, Placement, load_model
@@ -360,3 +361,35 @@ def test_a_unit_with_another_model_pays_no_heed_to_the_kind_of_map(
         bench.prepare(replace(unit(), union_type=kind)).residuals(call()) for kind in ("Unknown", "Depth")
     ]
     assert all(torch.equal(one, other) for one, other in zip(made[0].levels, made[1].levels, strict=True))
+
+
+# --- inpainting checkpoints -----------------------------------------------------------------------------
+
+
+def test_an_inpainting_checkpoint_sees_the_units_mask_and_picture(random: Callable[..., Tensor]) -> None:
+    hint = torch.rand(1, 4, 16, 24)
+    hint[:, 3] = 0
+    hint[:, 3, 3, 9] = 1
+    given: list[Tensor] = []
+
+    def encode(pixels: Tensor) -> Tensor:
+        given.append(pixels)
+        return torch.full((1, 4, 2, 3), 0.25)
+
+    repaint = Repaint.of(Hinted(unit(), hint, None), 9, encode)
+    assert repaint is not None
+    latents = random(2, 9, 2, 3)
+    seen = [repaint(call(), latents) for _ in range(2)][-1]
+    assert torch.equal(seen[:, :4], latents[:, :4])
+    mask = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    assert torch.equal(seen[:, 4], mask.expand(2, -1, -1))
+    assert (seen[:, 5:] == 0.25).all()
+    (pixels,) = given
+    assert not pixels[:, :, 3, 9].any()
+    assert torch.equal(pixels[:, :, 0, 0], hint[:, :3, 0, 0] * 2 - 1)
+
+
+def test_other_checkpoints_and_units_without_a_mask_are_left_alone() -> None:
+    with_mask, without = (Hinted(unit(), torch.zeros(1, channels, 16, 16), None) for channels in (4, 3))
+    assert Repaint.of(with_mask, 4, lambda pixels: pixels) is None
+    assert Repaint.of(without, 9, lambda pixels: pixels) is None

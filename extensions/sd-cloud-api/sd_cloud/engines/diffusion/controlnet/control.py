@@ -36,6 +36,7 @@ from sd_cloud.engines.diffusion.controlnet.maps import Canvas, Map, fit, perfect
 from sd_cloud.engines.diffusion.controlnet.model import ControlModel, ControlNet, load_control_model
 from sd_cloud.engines.diffusion.controlnet.prompting import Prompter
 from sd_cloud.engines.diffusion.controlnet.reference import Draw, Injection, Reference
+from sd_cloud.engines.diffusion.controlnet.repaint import Repaint
 from sd_cloud.engines.diffusion.controlnet.union import UnionNet
 from sd_cloud.engines.diffusion.controlnet.units import UNION_TYPES, ControlUnit, find_control_model
 from sd_cloud.engines.diffusion.eight_bits import EIGHT_BITS
@@ -171,6 +172,7 @@ class Control:
     finishes: tuple[Finish, ...] = field(default=())
     beginning: Tensor | None = None
     prompts: ImagePrompts = field(default_factory=ImagePrompts)
+    repaints: tuple[Repaint, ...] = field(default=())
 
     @property
     def steerings(self) -> list[Steering]:
@@ -192,14 +194,17 @@ class Control:
         for unit in self.units:
             unit.settle(call)
         added = self.residuals(call)
+        seen = call
+        for repaint in self.repaints:
+            seen = replace(seen, latents=repaint(call, seen.latents))
         working = [one for one in self.units if isinstance(one, Reference) and one.works(call)]
         if not working:
-            return self.correct(forward(call, added), call, alphas_cumprod)
+            return self.correct(forward(seen, added), call, alphas_cumprod)
         with Injection(unet, call.positive).installed() as injection:
             for one in working:
                 noisy = replace(call, latents=one.noised(call, alphas_cumprod))
                 injection.write(one, call, partial(forward, noisy, None))
-            return self.correct(forward(call, added), call, alphas_cumprod)
+            return self.correct(forward(seen, added), call, alphas_cumprod)
 
     def residuals(self, call: Call) -> Residuals | None:
         """What to add inside the U-Net at this call; None when no unit works in it."""
@@ -291,7 +296,6 @@ def prepare(units: Sequence[ControlUnit], canvas: Canvas, around: Surroundings) 
             at_work.append(Adapting(unit, hint, hires_hint, network, correction))
         elif isinstance(network, LLLite):
             at_work.append(Lightening(unit, hint, hires_hint, network))
-            continue
         elif isinstance(network, ControlNet):
             _check_hint(unit, network)
             face = prompter.face_before(unit) if INSTANT_ID in network.name.lower() else None
@@ -307,8 +311,13 @@ def prepare(units: Sequence[ControlUnit], canvas: Canvas, around: Surroundings) 
         final = pixels if hires_pixels is None else hires_pixels
         finish = finish_for(unit, final, int(around.option("control_net_inpaint_blur_sigma", 7)))
         finishes += [finish] if finish else []
+    channels = int(around.unet.config["in_channels"])
+    repaints = tuple(
+        found for unit in at_work if (found := Repaint.of(unit, channels, around.encode)) is not None
+    )
     shown = () if around.option("control_net_no_detectmap", False) else tuple(pictures)
-    return Control(tuple(at_work), shown, tuple(finishes), beginning, prompter.prompts(around.promptless))
+    prompts = prompter.prompts(around.promptless)
+    return Control(tuple(at_work), shown, tuple(finishes), beginning, prompts, repaints)
 
 
 def _reference(unit: ControlUnit, hint: Tensor, hires_hint: Tensor | None, around: Surroundings) -> Reference:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sd_cloud.engines.diffusion import pictures
 from sd_cloud.engines.diffusion.controlnet.units import RESIZE_MODES, ControlUnit, ResizeMode
 from sd_cloud.engines.diffusion.preprocess.detect import rgb
 from sd_cloud.engines.diffusion.preprocess.lines import Pixels, ridges
@@ -105,31 +106,8 @@ def _cropped(
 ) -> Pixels:
     """The part of the unit's image that lies under the region "only masked" works on."""
     planes = [Image.fromarray(np.ascontiguousarray(pixels[:, :, place])) for place in range(pixels.shape[2])]
-    cut = [_placed(plane, whole, RESIZE_MODES.index(mode)).crop(crop) for plane in planes]
-    return np.dstack([np.asarray(_placed(plane, size, 2)) for plane in cut])
-
-
-def _placed(plane: Image.Image, size: tuple[int, int], mode: int) -> Image.Image:
-    """One channel resized as the webui's ``resize_mode`` 0, 1 or 2 does with Lanczos."""
-    if mode == 0:
-        return plane.resize(size, Image.Resampling.LANCZOS)
-    width, height = size
-    wider = width / height > plane.width / plane.height
-    fill_width = wider if mode == 1 else not wider
-    inner = (
-        (width, plane.height * width // plane.width)
-        if fill_width
-        else (plane.width * height // plane.height, height)
-    )
-    resized = plane.resize(inner, Image.Resampling.LANCZOS)
-    left, top = width // 2 - inner[0] // 2, height // 2 - inner[1] // 2
-    if mode == 1:
-        placed = Image.new("L", size)
-        placed.paste(resized, (left, top))
-        return placed
-    pixels = np.asarray(resized)
-    spread = np.pad(pixels, [(max(top, 0), height), (max(left, 0), width)], mode="edge")
-    return Image.fromarray(np.ascontiguousarray(spread[:height, :width]))
+    cut = [pictures.resize(RESIZE_MODES.index(mode), plane, *whole).crop(crop) for plane in planes]
+    return np.dstack([np.asarray(pictures.resize(2, plane, *size).getchannel(0)) for plane in cut])
 
 
 def perfect_resolution(pixels: Pixels, size: tuple[int, int], mode: ResizeMode) -> int:
