@@ -102,6 +102,11 @@ class Asked:
         checkpoint = (case.request.get("override_settings") or {}).get("sd_model_checkpoint")
         if checkpoint:
             own["override_settings"] = {"sd_model_checkpoint": checkpoint}
+        # And the same control models: building one draws some as well, which preprocessors may do, too.
+        units = (case.request.get("alwayson_scripts") or {}).get("controlnet", {}).get("args")
+        if units:
+            plain = [{**unit, "module": "none", "mask": None} for unit in units]
+            own["alwayson_scripts"] = {"controlnet": {"args": plain}}
         self.client.post("/img2img", json={**SEED_ONLY, **prompts, **own, "init_images": [image]})
 
 
