@@ -31,7 +31,7 @@ from sd_cloud.engines.diffusion.preprocess.networks import AS_SENT
 from sd_cloud.engines.diffusion.preprocess.pose import Box
 from sd_cloud.engines.diffusion.preprocess.pose_drawing import Person, draw_people
 from sd_cloud.engines.diffusion.preprocess.pose_groups import Joint, grouped
-from sd_cloud.engines.diffusion.preprocess.table import FACE_PARTS_FILES, MODULES, NETWORK_FILES
+from sd_cloud.engines.diffusion.preprocess.table import FACE_PARTS_FILES, MODULES, NETWORK_FILES, REFUSED
 from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere
 from sd_cloud.settings import Settings, settings_below
 
@@ -211,6 +211,17 @@ def test_without_its_weights_a_preprocessor_names_itself_the_files_and_the_folde
     said = str(caught.value)
     assert repr(name) in said and str(settings.folders.annotators[0]) in said
     assert all(file in said for file in NETWORK_FILES[name])
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_would_run_a_files_code_is_refused_with_that_reason_though_the_file_is_there(
+    name: str, settings: Settings
+) -> None:
+    path = settings.folders.annotators[0] / MODULES[name].weights
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(NotImplementedHere, match=f"{name}.*TorchScript archive.*runs no code"):
+        run(name, settings, picture())
 
 
 def test_weights_are_found_where_the_extension_keeps_them_and_where_a_flag_says(settings: Settings) -> None:

@@ -20,6 +20,7 @@ from sd_cloud.engines.diffusion.preprocess.lines import Pixels, scribble
 from sd_cloud.engines.diffusion.preprocess.table import (
     EMBEDDING_FILES,
     NETWORK_FILES,
+    REFUSED,
     Module,
     weight_free_names,
 )
@@ -94,9 +95,10 @@ def weights_files(module: Module, settings: Settings, *, field: str = "module") 
 
     Raises NotImplementedHere, naming the preprocessor, and the file and folder or what it lacks else.
     """
-    names = NETWORK_FILES.get(module.name) or EMBEDDING_FILES.get(module.name)
+    names = NETWORK_FILES.get(module.name, EMBEDDING_FILES.get(module.name))
     if names is None:
-        fact = f"needs {module.weights}, which is for a network that this service does not build"
+        why = REFUSED.get(module.name, "which is for a network that this service does not build")
+        fact = f"needs {module.weights}, {why}"
         raise NotImplementedHere(f"the preprocessor {_both_names(module)} {fact}; {_instead()}", field=field)
     found = {name: path for name in names if (path := _weights_file(name, settings)) is not None}
     missing = [name for name in names if name not in found]

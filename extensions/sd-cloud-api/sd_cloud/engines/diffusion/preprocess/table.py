@@ -147,13 +147,13 @@ _ALL = (
         "densepose",
         "densepose (pruple bg & purple torso)",
         ("OpenPose",),
-        weights="densepose_r50_fpn_dl.torchscript",
+        weights="densepose/densepose_r50_fpn_dl.torchscript",
     ),
     Module(
         "densepose_parula",
         "densepose_parula (black bg & blue torso)",
         ("OpenPose",),
-        weights="densepose_r50_fpn_dl.torchscript",
+        weights="densepose/densepose_r50_fpn_dl.torchscript",
     ),
     Module("depth_anything", "", ("Depth",), weights="depth_anything/depth_anything_vitl14.pth"),
     Module(
@@ -354,6 +354,13 @@ EMBEDDING_FILES: Mapping[str, tuple[str, ...]] = {
 """The same for those that answer with numbers instead of a map."""
 AUTO = "ip-adapter-auto"
 """Stands for the preprocessor that goes with the unit's model."""
+
+
+REFUSED: Mapping[str, str] = dict.fromkeys(
+    ("densepose", "densepose_parula"),
+    "a TorchScript archive: its network is code in the file, and this service runs no code of a model file",
+)
+"""Preprocessors that are not here for a reason of their own."""
 
 
 def find_module(name: str) -> Module | None:
