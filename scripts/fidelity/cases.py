@@ -21,6 +21,8 @@ def all_cases() -> list[Case]:
     # Others first: the webui names a second checkpoint with its hash once that has been loaded.
     parts = (cases_others, cases_scripts, cases_sampling, cases_prompts, cases_passes, cases_sd3)
     found = [case for part in parts for case in part.cases()]
+    # Last: a webui that has held weights in 8 bits makes its later pictures a little differently.
+    found += cases_others.eight_bits()
     names = [case.name for case in found]
     assert len(set(names)) == len(names), sorted(name for name in names if names.count(name) > 1)
     return found
