@@ -26,7 +26,7 @@ from sd_cloud.engines.diffusion.engine import DiffusionWorker
 from sd_cloud.engines.diffusion.model import Placement, load_model
 from sd_cloud.engines.diffusion.preprocess.detect import detect
 from sd_cloud.engines.diffusion.preprocess.table import Module
-from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere
+from sd_cloud.errors import BadRequest, CheckpointBroken
 from sd_cloud.job import Job, Outcome
 from tests.e2e.controlnet import write_adapter
 from tests.golden.golden import GOLDEN, decibels, install_models
@@ -177,7 +177,7 @@ def test_an_adapter_in_diffusers_layout_is_the_same_adapter(tmp_path: Path) -> N
     [
         (lambda t: {k: v for k, v in t.items() if k != "body.3.block1.weight"}, CheckpointBroken, "lacks"),
         (lambda t: {**t, "body.3.more": torch.zeros(1)}, CheckpointBroken, "not known"),
-        (lambda t: {k: v for k, v in t.items() if "conv_in." not in k}, NotImplementedHere, "light"),
+        (lambda t: {k: v for k, v in t.items() if "conv_in." not in k}, CheckpointBroken, "lacks"),
         (
             lambda t: {**t, "conv_in.weight": torch.zeros(48, 192, 3, 3)},
             BadRequest,
