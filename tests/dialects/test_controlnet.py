@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from sd_cloud.engines.base import Control, Report
-from sd_cloud.engines.diffusion.detection import run_detection
 from sd_cloud.job import Job, Outcome
 from sd_cloud.store.usage import as_csv
 from tests.dialects.sdapi_world import Native, PaintEngineWithNames, base64_png, native, picture_in
 from tests.e2e.world import base64_of, mask_of, picture_server, png_of
+
+pytest.importorskip("cv2", reason="the embedded engine needs the current stack")
 
 PICTURE = base64_of(png_of(64, 96))
 
@@ -22,6 +23,8 @@ PICTURE = base64_of(png_of(64, 96))
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Native]:
     """The standalone app whose engine looks at pictures in this process, and paints all others."""
+    from sd_cloud.engines.diffusion.detection import run_detection
+
     paint = PaintEngineWithNames.run
 
     async def run(engine: PaintEngineWithNames, job: Job, report: Report) -> Outcome:
