@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: What the service itself imports.
 RUNTIME = (
     "torch", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate", "torchsde", "scipy",
-    "numpy", "pillow", "opencv-python-headless", "regex", "ftfy", "lark", "PyYAML", "piexif",
+    "numpy", "pillow", "opencv-python-headless", "onnxruntime", "regex", "ftfy", "lark", "PyYAML", "piexif",
     "fastapi", "uvicorn", "websockets", "python-multipart", "httpx", "httpcore", "gradio", "psutil",
     "nudenet", "oss2", "SQLAlchemy", "alembic", "psycopg[binary]", "argon2-cffi", "protobuf",
     "sentencepiece", "setuptools",
