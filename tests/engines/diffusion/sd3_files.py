@@ -45,7 +45,8 @@ def tiny_sd3(
     seed: int = 0,
     context: int = 160,
 ) -> Tensors:
-    """Two joint blocks, CLIPs of three layers, T5 of two; ``version`` ``3.5-medium`` adds what that has."""
+    """Two joint blocks, CLIPs of three layers, T5 of two; ``version`` may be ``3.5-large``
+    or ``3.5-medium``."""
     layout = json.loads((LAYOUTS / "sd3-medium-incl-clips-t5xxl.json").read_text())
     random = torch.Generator().manual_seed(seed)
     made: Tensors = {}
@@ -60,8 +61,10 @@ def tiny_sd3(
     if t5:
         base = "text_encoders.t5xxl.transformer."
         made[f"{base}encoder.embed_tokens.weight"] = made[f"{base}shared.weight"]
+    if version != "3":
+        made |= _norms_of_35()
     if version == "3.5-medium":
-        made |= _medium_35(made, random)
+        made |= _second_attention(made, random)
     return made
 
 
@@ -90,14 +93,19 @@ def _weights(name: str, shape: list[int], random: torch.Generator) -> torch.Tens
     return (torch.randn(shape, generator=random) * scale).half()
 
 
-def _medium_35(made: Tensors, random: torch.Generator) -> Tensors:
-    """Query and key norms everywhere, and a second attention in the first block."""
+def _norms_of_35() -> Tensors:
+    """Of queries and keys, everywhere."""
+    return {
+        f"model.diffusion_model.joint_blocks.{block}.{side}.attn.{norm}.weight": torch.ones(64).half()
+        for block in (0, 1)
+        for side in ("x_block", "context_block")
+        for norm in ("ln_q", "ln_k")
+    }
+
+
+def _second_attention(made: Tensors, random: torch.Generator) -> Tensors:
+    """Of 3.5 medium, in the first block."""
     found: Tensors = {}
-    for block in (0, 1):
-        base = f"model.diffusion_model.joint_blocks.{block}."
-        for side in ("x_block", "context_block"):
-            for norm in ("ln_q", "ln_k"):
-                found[f"{base}{side}.attn.{norm}.weight"] = torch.ones(64).half()
     base = "model.diffusion_model.joint_blocks.0.x_block."
     for part in ("qkv.weight", "qkv.bias", "proj.weight", "proj.bias"):
         like = made[f"{base}attn.{part}"]

@@ -128,6 +128,40 @@ def test_every_key_of_stable_diffusion_3_has_its_place(name: str) -> None:
     assert found + left_out == numbers(value for key, value in tensors.items() if used(key))
 
 
+def test_every_key_of_stable_diffusion_35_large_has_its_place() -> None:
+    tensors = layout_of_35_large()
+    layout = sd3.sd3_layout(tensors, "large")
+    assert layout.unet["num_layers"] == layout.unet["num_attention_heads"] == 38
+    assert layout.unet["qk_norm"] == "rms_norm" and layout.unet["dual_attention_layers"] == ()
+    transformer = sd3._transformer(tensors, layout, "large", HALF)
+    vae = build_vae(tensors, VAE, layout.vae, "large", HALF)
+    found = in_modules([transformer, vae]) + numbers([transformer.pos_embed.pos_embed])
+    assert found == numbers(value for key, value in tensors.items() if used(key))
+    assert 8.0e9 < in_modules([transformer]) < 8.2e9  # 8.1 billion, as published
+
+
+def layout_of_35_large() -> Tensors:
+    """SD 3's own with 38 blocks, 2432 wide, and norms of queries and keys."""
+    made: Tensors = {}
+    for key, value in layout_of("sd3-medium").items():
+        shape = [2432 * side // 1536 if side in WIDTHS else side for side in value.shape]
+        names = [key]
+        if ".joint_blocks." in key:
+            number = int(key.split(".")[3])
+            blocks = {0: range(37), 23: range(37, 38)}.get(number, range(0))
+            names = [key.replace(f".{number}.", f".{block}.", 1) for block in blocks]
+        made |= {name: torch.empty(shape, dtype=HALF, device="meta") for name in names}
+    for block in range(38):
+        for side in ("x_block", "context_block"):
+            base = f"model.diffusion_model.joint_blocks.{block}.{side}.attn."
+            made |= {f"{base}{norm}.weight": torch.empty(64, device="meta") for norm in ("ln_q", "ln_k")}
+    return made
+
+
+WIDTHS = tuple(1536 * times for times in (1, 2, 3, 4, 6))
+"""Sides of SD 3 medium's transformer that grow with its width."""
+
+
 @pytest.mark.parametrize("prefix", ["control_model.", ""])
 def test_every_key_of_a_controlnet_has_its_place(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from sd_cloud.engines.diffusion.controlnet import model as controlnet_model

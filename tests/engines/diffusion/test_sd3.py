@@ -84,6 +84,11 @@ def test_what_35_medium_adds_is_recognised(settings: Settings) -> None:
     assert pixels(make(settings)).std() > 0
 
 
+def test_what_35_large_adds_is_recognised(settings: Settings) -> None:
+    model = loaded(checkpoint(settings, version="3.5-large"))
+    assert model.layout.unet["qk_norm"] == "rms_norm" and model.layout.unet["dual_attention_layers"] == ()
+
+
 def test_text_encoders_are_taken_from_the_clip_folder_when_the_file_has_none(settings: Settings) -> None:
     whole = tiny_sd3()
     inside = loaded(written(settings.folders.checkpoints[0] / "whole.safetensors", whole))

@@ -41,12 +41,13 @@ class Seen:
         monkeypatch.setattr(guidance.Guided, "__call__", watched)
 
 
-def test_a_35_medium_picture_is_that_of_diffusers_pipeline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("version", ["3.5-medium", "3.5-large"])
+def test_a_picture_of_35_is_that_of_diffusers_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
-    """Query and key norms, two attentions in a block, guidance, Euler's steps and the VAE."""
+    """Query and key norms, medium's two attentions in a block, guidance, Euler's steps and the VAE."""
     settings = settings_below(tmp_path / "data", min_ram_reserved_gib=0.0)
-    written(settings.folders.checkpoints[0] / "medium.safetensors", tiny_sd3(version="3.5-medium"))
+    written(settings.folders.checkpoints[0] / "one.safetensors", tiny_sd3(version=version))
     seen = Seen(monkeypatch)
     request = {"prompt": "a red cat", "negative_prompt": "blurry", "steps": 4, "width": 64, "height": 96}
     job = Job("txt2img", {**request, "seed": 7, "cfg_scale": GUIDANCE, "sampler_name": "Euler"})
