@@ -20,6 +20,7 @@ from sd_cloud.engines.diffusion.preprocess import (
     dwpose,
     face_parts,
     leres_boost,
+    oneformer,
     pose,
     retinaface,
     uniformer,
@@ -43,6 +44,10 @@ Shape = tuple[int, ...]
 SMALLER = {
     "depth_anything": {384: 64, 1152: 192, 1536: 256},
     "leres/latest_net_G": {64: 4, 128: 8, 256: 16, 512: 32, 1024: 64},
+    "oneformer": {
+        **{side: side // 8 for side in (96, 192, 256, 384, 576, 768, 1024, 1152, 1536, 2048, 2304, 3072)},
+        **{4608: 576, 6144: 768, 49408: 2},
+    },
     "zoedepth": {1024: 64, 2048: 128, 3072: 192, 4096: 256, 577: 2},
 }
 
@@ -123,6 +128,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settin
     """Where the weights are; networks that bring each picture to one size bring it to a small one."""
     monkeypatch.setattr(anime_face, "SIDE_PX", SIDE)
     monkeypatch.setattr(uniformer, "SHORTEST", SIDE)
+    for kind in ("ADE20K", "COCO"):
+        monkeypatch.setattr(oneformer, kind, replace(getattr(oneformer, kind), shortest=SIDE))
     yield settings_below(tmp_path)
     _loaded.cache_clear()
 

@@ -321,6 +321,8 @@ NETWORK_FILES: Mapping[str, tuple[str, ...]] = {
     "inpaint_only+lama": ("lama/ControlNetLama.pth",),
     "segmentation": ("uniformer/upernet_global_small.pth",),
     "anime_face_segment": ("anime_face_segment/UNet.pth",),
+    "oneformer_ade20k": ("oneformer/250_16_swin_l_oneformer_ade20k_160k.pth",),
+    "oneformer_coco": ("oneformer/150_16_swin_l_oneformer_coco_100ep.pth",),
     "depth_leres": ("leres/res101.pth",),
     "depth_leres++": ("leres/res101.pth", "leres/latest_net_G.pth"),
     "depth_zoe": ("zoedepth/ZoeD_M12_N.pt",),
