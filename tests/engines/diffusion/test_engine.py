@@ -214,6 +214,12 @@ def test_a_lora_changes_the_picture_and_leaves_no_trace(worker: Any) -> None:
     assert decibels(picture(before), picture(made(worker, job()))) == float("inf")
 
 
+def test_disabled_extra_networks_leave_none_of_the_last_jobs_at_work(worker: Any) -> None:
+    plain, called = made(worker, job()), job(prompt="a cat<lora:tiny-style:1>")
+    made(worker, called)
+    assert same(plain, made(worker, job(prompt="a cat<lora:tiny-style:1>", disable_extra_networks=True)))
+
+
 def test_a_lora_with_weight_zero_changes_nothing(worker: Any) -> None:
     assert same(made(worker, job()), made(worker, job(prompt="a cat<lora:tiny-style:0>")))
 

@@ -87,9 +87,8 @@ class Passes:
             prompts, negatives = texts.hires_prompts, texts.hires_negative_prompts
         split = [split_networks(prompt) for prompt in prompts[state.batch]]
         plain = [text for text, _ in split]
-        calls: Sequence[NetworkCall] = split[0][1] if networks else ()
-        if request.extra_networks:
-            state.networks.put_on(model, calls, second=second)
+        calls: Sequence[NetworkCall] = split[0][1] if networks and request.extra_networks else ()
+        state.networks.put_on(model, calls, second=second)
         steps = total_calls(request.sampler, request.steps)
         hires_steps = None
         size = Size(request.width, request.height)
