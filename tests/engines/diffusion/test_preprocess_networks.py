@@ -20,9 +20,11 @@ from sd_cloud.engines.diffusion.preprocess import (
     dwpose,
     face_parts,
     leres_boost,
+    mobile_sam,
     oneformer,
     pose,
     retinaface,
+    tiny_vit,
     uniformer,
     zoe,
 )
@@ -43,6 +45,7 @@ Shape = tuple[int, ...]
 #: Widths of the large files, and the small ones that stand for them here.
 SMALLER = {
     "depth_anything": {384: 64, 1152: 192, 1536: 256},
+    "mobile_sam": {5: 1, 10: 1, 160: 32, 320: 32, 480: 96, 640: 128, 960: 96, 1280: 128, 2048: 16, 1000: 2},
     "leres/latest_net_G": {64: 4, 128: 8, 256: 16, 512: 32, 1024: 64},
     "oneformer": {
         **{side: side // 8 for side in (96, 192, 256, 384, 576, 768, 1024, 1152, 1536, 2048, 2304, 3072)},
@@ -115,12 +118,20 @@ IN_PACKAGES = {name for name, files in NETWORK_FILES.items() if not files}
 IN_LEVELS = {"hed_safe", "scribble_hed", "softedge_teed", "softedge_anyline"}
 
 
+def small_sam(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_vit, "WIDTHS", (64, 128, 32, 32))
+    monkeypatch.setattr(mobile_sam, "DECODER_WIDTH", 16)
+    monkeypatch.setattr(mobile_sam, "SIDE_PX", SIDE)
+    monkeypatch.setattr(mobile_sam, "POINTS", 2)
+
+
 @pytest.fixture(autouse=True)
 def small_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that look at one size, however large the picture is, look at a small one."""
     monkeypatch.setattr(leres_boost, "FIELD_PX", 128)
     monkeypatch.setattr(leres_boost, "LARGEST_PX", 192)
     monkeypatch.setattr(zoe, "NET_PX", (64, 64))
+    small_sam(monkeypatch)
 
 
 @pytest.fixture

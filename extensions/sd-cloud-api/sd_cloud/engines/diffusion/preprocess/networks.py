@@ -20,6 +20,7 @@ from sd_cloud.engines.diffusion.preprocess import (
     lineart,
     midas,
     mlsd,
+    mobile_sam,
     normal_bae,
     oneformer,
     pidinet,
@@ -92,6 +93,7 @@ NETWORKS: Mapping[str, Network] = {
 AS_SENT: Mapping[str, Network] = {
     "inpaint_only+lama": _plain(lama.filled),
     "facexlib": _plain(face_parts.features),
+    "mobile_sam": lambda bench, image, how: mobile_sam.segments(bench, image, how.resolution, how.seed),
     "normal_dsine": lambda bench, image, how: dsine.normals(bench, image, how.resolution, how.a, int(how.b)),
 }
 """Each takes the image as it is sent, and gives a map whose size is its own affair."""

@@ -323,6 +323,7 @@ NETWORK_FILES: Mapping[str, tuple[str, ...]] = {
     "anime_face_segment": ("anime_face_segment/UNet.pth",),
     "oneformer_ade20k": ("oneformer/250_16_swin_l_oneformer_ade20k_160k.pth",),
     "oneformer_coco": ("oneformer/150_16_swin_l_oneformer_coco_100ep.pth",),
+    "mobile_sam": ("mobile_sam/mobile_sam.pt",),
     "depth_leres": ("leres/res101.pth",),
     "depth_leres++": ("leres/res101.pth", "leres/latest_net_G.pth"),
     "depth_zoe": ("zoedepth/ZoeD_M12_N.pt",),
