@@ -17,6 +17,7 @@ from torch import Tensor
 HIDDEN, PATCHES, FACE = 64, 257, 512
 PROJECTIONS = {"clip_vitl": 768, "clip_h": 1024, "clip_g": 1280}
 SD15, SDXL = 64, 192
+EVA_PROJECTED, EVA_PLACES, EVA_LAYERS = 48, 16, 21
 #: What the cross attentions of a U-Net are wide, as IP-Adapter numbers them: encoder, decoder, middle.
 LAYERS = {
     SD15: [32, 32, 64, 64, 128, 128, *[128] * 3, *[64] * 3, *[32] * 3, 128],
@@ -121,6 +122,20 @@ def _face_plus(random: Random, context: int) -> State:
     return _face(random, context, 4) | resampler
 
 
+def _pulid(random: Random, context: int) -> State:
+    state = _mapping(random, "body", FACE + EVA_PROJECTED, 5 * context)
+    for number in range(5):
+        state |= _mapping(random, f"mapping_{number}", HIDDEN, context)
+        state |= _mapping(random, f"mapping_patch_{number}", HIDDEN, context)
+    return state
+
+
+def _mapping(random: Random, name: str, before: int, after: int) -> State:
+    state = random.linear(f"{name}.0", HIDDEN, before) | random.norm(f"{name}.1", HIDDEN)
+    state |= random.linear(f"{name}.3", HIDDEN, HIDDEN) | random.norm(f"{name}.4", HIDDEN)
+    return state | random.linear(f"{name}.6", after, HIDDEN)
+
+
 #: By file name: the context, and what makes tokens of a picture.
 MODELS: dict[str, tuple[int, Callable[[Random], State]]] = {
     "ip-adapter_sd15": (SD15, lambda random: _plain(random, SD15, PROJECTIONS["clip_h"])),
@@ -135,6 +150,7 @@ MODELS: dict[str, tuple[int, Callable[[Random], State]]] = {
     "ip-adapter-plus_sdxl_vit-h": (SDXL, lambda random: _plus(random, SDXL, 20)),
     "ip-adapter-faceid_sdxl": (SDXL, lambda random: _face(random, SDXL, 4)),
     "ip-adapter-faceid-plusv2_sdxl": (SDXL, lambda random: _face_plus(random, SDXL)),
+    "ip-adapter_pulid_sdxl_fp16": (SDXL, lambda random: _pulid(random, SDXL)),
     "ip-adapter_instant_id_sdxl": (SDXL, lambda random: _plus(random, SDXL, 20, FACE)),
 }
 STYLE = "t2iadapter_style_sd14v1"
@@ -180,6 +196,40 @@ def style_adapter(width: int = HIDDEN, context: int = SD15, tokens: int = 8) -> 
         state |= random.linear(f"{own}.mlp.c_fc", 4 * width, width)
         state |= random.linear(f"{own}.mlp.c_proj", width, 4 * width)
     return state
+
+
+def eva_clip() -> State:
+    """Of pictures of 56 px: one head of 64, and the turns of 4 x 4 patches as the published file has them."""
+    random, inner = Random(51), 96
+    angles = torch.outer(torch.arange(4) * 4.0, 10000 ** (-torch.arange(0, 32, 2) / 32)).repeat_interleave(
+        2, 1
+    )
+    turns = torch.cat([angles[:, None].expand(4, 4, 32), angles[None].expand(4, 4, 32)], dim=2).reshape(
+        -1, 64
+    )
+    tables = {"freqs_cos": turns.cos(), "freqs_sin": turns.sin()}
+    state = {
+        "cls_token": random.values(1, 1, HIDDEN),
+        "pos_embed": random.values(1, 1 + EVA_PLACES, HIDDEN, spread=0.5),
+        "patch_embed.proj.weight": random.values(HIDDEN, 3, 14, 14, spread=0.05),
+        "patch_embed.proj.bias": random.values(HIDDEN, spread=0.05),
+        **{f"rope.{name}": table for name, table in tables.items()},
+        **random.norm("norm", HIDDEN),
+        **random.linear("head", EVA_PROJECTED, HIDDEN),
+    }
+    for layer in range(EVA_LAYERS):
+        own = f"blocks.{layer}"
+        for part in ("norm1", "norm2", "attn.inner_attn_ln"):
+            state |= random.norm(f"{own}.{part}", HIDDEN)
+        for part in ("q", "k", "v"):
+            state |= random.linear(f"{own}.attn.{part}_proj", HIDDEN, HIDDEN, bias=False)
+        state |= {f"{own}.attn.{part}_bias": random.values(HIDDEN, spread=0.05) for part in ("q", "v")}
+        state |= {f"{own}.attn.rope.{name}": table.clone() for name, table in tables.items()}
+        state |= random.linear(f"{own}.attn.proj", HIDDEN, HIDDEN)
+        state |= random.linear(f"{own}.mlp.w1", inner, HIDDEN) | random.linear(f"{own}.mlp.w2", inner, HIDDEN)
+        state |= random.norm(f"{own}.mlp.ffn_ln", inner) | random.linear(f"{own}.mlp.w3", HIDDEN, inner)
+    others = {"logit_scale": torch.ones(()), "text.ln_final.bias": torch.ones(HIDDEN)}
+    return {**_prefixed("visual", state), **others}
 
 
 def write_clip_vision(folder: Path) -> None:

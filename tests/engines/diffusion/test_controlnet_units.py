@@ -202,7 +202,7 @@ def test_what_a_unit_says_and_nothing_is_done_with_is_named() -> None:
     units = [
         {"enabled": True, "image": "…", "wieght": 0.5, "loopback": True, "output_dir": ""},
         {"enabled": False, "anything": 1},
-        {"enabled": True, "guidance": 0.5, "pulid_mode": "Fidelity"},
+        {"enabled": True, "guidance": 0.5, "pulid_mode": "Extremely style"},
     ]
     (said,) = unit_remarks({"alwayson_scripts": {"ControlNet": {"args": units}}})
     assert said == "alwayson_scripts.controlnet.args[0]: not used: wieght, loopback"

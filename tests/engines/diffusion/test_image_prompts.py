@@ -218,12 +218,6 @@ def test_a_file_that_lacks_a_tensor_is_named(
         loaded(tmp_path / "file.safetensors", unet)
 
 
-def test_pulid_is_refused_by_name(tmp_path: Path, unet: UNet2DConditionModel) -> None:
-    path = files.write_model(tmp_path, PLAIN)
-    with pytest.raises(NotImplementedHere, match="PuLID"):
-        loaded(path.rename(path.with_name("ip-adapter_pulid_sdxl_fp16.safetensors")), unet)
-
-
 def loaded(path: Path, unet: UNet2DConditionModel) -> object:
     return load_control_model(path, unet, device=torch.device("cpu"), dtype=torch.float32)
 

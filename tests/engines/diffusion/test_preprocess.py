@@ -121,7 +121,7 @@ def test_a_transparent_picture_is_laid_over_white(settings: Settings) -> None:
     assert (run("tile_colorfix", image, settings) == 255).all()
 
 
-@pytest.mark.parametrize("name", ["densepose", "depth_hand_refiner", "ip-adapter_pulid"])
+@pytest.mark.parametrize("name", ["densepose", "depth_hand_refiner"])
 def test_a_preprocessor_that_is_not_built_here_names_what_it_needs(settings: Settings, name: str) -> None:
     with pytest.raises(NotImplementedHere) as caught:
         detect(MODULES[name], square(), Detection(), settings, field="unit.module")

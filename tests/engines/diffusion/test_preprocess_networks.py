@@ -64,9 +64,9 @@ class Outline:
     whole: set[str]
 
 
-def outlines() -> dict[str, Outline]:
+def outlines(path: Path = OUTLINES) -> dict[str, Outline]:
     found: dict[str, Outline] = {}
-    for line in OUTLINES.read_text().splitlines():
+    for line in path.read_text().splitlines():
         if line.startswith("# "):
             name, _, wrap = line[2:].partition(" ")
             current = found[name] = Outline(wrap, {}, set())

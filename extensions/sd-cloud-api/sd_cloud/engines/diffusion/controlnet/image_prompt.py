@@ -26,6 +26,7 @@ from sd_cloud.engines.diffusion.controlnet.ip_adapter import (
     cross_attentions,
     transformer_places,
 )
+from sd_cloud.engines.diffusion.controlnet.pulid import beside_only, with_empty
 from sd_cloud.engines.diffusion.controlnet.reference import Draw
 from sd_cloud.engines.diffusion.controlnet.units import ControlUnit
 from sd_cloud.errors import BadRequest
@@ -107,8 +108,9 @@ class Adapting(Prompting):
             )
         return [max(own[place], 0.0) for place in places]
 
-    def beside(self, number: int, attention: Any, query: Tensor, marks: Tensor) -> Tensor:
-        """What is added to one attention's output [N, places, width] before its last layer."""
+    def beside(self, number: int, attention: Any, there: Tensor, query: Tensor, marks: Tensor) -> Tensor:
+        """What is added to one attention's output [N, places, width] before its last layer; ``there`` is
+        its input."""
         if number not in self.kept:
             self.kept[number] = self._keys_and_values(number, marks)
         keys, values = self.kept[number]
@@ -116,12 +118,16 @@ class Adapting(Prompting):
             keys, values = self._keys_and_values(number, marks)
         heads = (query.shape[0], -1, attention.heads, query.shape[2] // attention.heads)
         q, k, v = (one.to(query).reshape(heads).transpose(1, 2) for one in (query, keys, values))
-        made = functional.scaled_dot_product_attention(q, k, v)
-        return self._within_region(made.transpose(1, 2).reshape(query.shape))
+        made = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(query.shape)
+        if self.adapter.kind == "pulid":
+            made = beside_only(made, there, q, k, self.unit.pulid_mode)
+        return self._within_region(made)
 
     def _keys_and_values(self, number: int, marks: Tensor) -> tuple[Tensor, Tensor]:
         to_keys, to_values = self.adapter.layers[number]
         tokens = self.tokens.rows(marks.to(to_keys))
+        if self.adapter.kind == "pulid":
+            tokens = with_empty(tokens, self.unit.pulid_mode)
         return functional.linear(tokens, to_keys), functional.linear(tokens, to_values)
 
     def _within_region(self, made: Tensor) -> Tensor:
@@ -193,20 +199,22 @@ class ImagePrompts:
 
 @dataclass
 class _Watched:
-    """A cross attention, between its query and its last layer."""
+    """A cross attention, between its input and query and its last layer."""
 
     number: int
     attention: Any
     units: Sequence[tuple[Adapting, float]]
     marks: Tensor
+    there: Tensor | None = None
     query: Tensor | None = None
 
     def asks(self, module: Any, inputs: Any, query: Tensor) -> None:
-        self.query = query
+        self.there, self.query = inputs[0], query
 
     def answers(self, module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        assert self.query is not None
+        assert self.there is not None and self.query is not None
         made = inputs[0]
         for unit, weight in self.units:
-            made = made + unit.beside(self.number, self.attention, self.query, self.marks) * weight
+            added = unit.beside(self.number, self.attention, self.there, self.query, self.marks)
+            made = made + added * weight
         return (made, *inputs[1:])

@@ -2,8 +2,8 @@
 attends to them beside the prompt's.
 
 The kinds tell themselves apart by their tensors: plain and light, plus, full face, FaceID, FaceID plus
-(v2 by its name), and InstantID's half of them. Two layouts: two dicts in a pickle, or their keys in one
-file after ``image_proj.`` and ``ip_adapter.``.
+(v2 by its name), PuLID, and InstantID's half of them. Two layouts: two dicts in a pickle, or their keys in
+one file after ``image_proj.`` and ``ip_adapter.``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from sd_cloud.engines.diffusion.controlnet.pulid import Projection
 from sd_cloud.engines.diffusion.preprocess.embedding import Embedding, extensions_numbers, hidden_of_nothing
-from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere
+from sd_cloud.engines.diffusion.text_encoders import assign
+from sd_cloud.errors import BadRequest, CheckpointBroken
 from sd_cloud.settings import Settings
 
-Kind = Literal["plain", "plus", "full", "face", "face_plus", "instant_id"]
+Kind = Literal["plain", "plus", "full", "face", "face_plus", "instant_id", "pulid"]
 
 PROJECTION, LAYERS = "image_proj.", "ip_adapter."
 FACE = 512
@@ -30,6 +32,7 @@ TAKES = {
     "face": "who is in it (module ip-adapter_face_id)",
     "face_plus": "who is in it and how it looks (module ip-adapter_face_id_plus)",
     "instant_id": "who is in it (module instant_id_face_embedding)",
+    "pulid": "who is in it and how the face looks (module ip-adapter_pulid)",
 }
 
 
@@ -90,6 +93,8 @@ class IPAdapter:
             face = self._on_device(_there(of.face, FACE, "a face"))
             face = face.reshape(1, 1, -1) if self.kind == "instant_id" else face
             return self.projection(face), self.projection(torch.zeros_like(face))
+        if self.kind == "pulid":
+            return self._of_person(of)
         seen = None if of.seen is None else (of.seen.projected if self.kind == "plain" else of.seen.hidden)
         look = self._on_device(_there(seen, self.takes, "a look"))
         if self.kind == "plain":
@@ -102,6 +107,15 @@ class IPAdapter:
         if constant is not None and self.kind == "plus":
             return self.projection(look), constant
         return self.projection(look), self.projection(self._nothing(settings, field))
+
+    def _of_person(self, of: Embedding) -> tuple[Tensor, Tensor]:
+        if of.person is None:
+            raise _Lacks("this preprocessor does not")
+        face, looks = of.person.face, of.person.looks
+        who = self._on_device(_there(torch.cat([face, looks.projected], dim=1), self.takes, "a person"))
+        hidden = [self._on_device(one) for one in looks.hidden]
+        nothing = [torch.zeros_like(one) for one in hidden]
+        return self.projection(who, hidden), self.projection(torch.zeros_like(who), nothing)
 
     def _nothing(self, settings: Settings, field: str) -> Tensor:
         hidden = hidden_of_nothing(settings, field=f"{field}.module")
@@ -138,12 +152,8 @@ def load_ip_adapter(
 ) -> IPAdapter:
     """The IP-Adapter of a file's tensors, in float32.
 
-    Raises CheckpointBroken, NotImplementedHere (PuLID) and BadRequest (another family's).
+    Raises CheckpointBroken and BadRequest (another family's).
     """
-    if "pulid" in path.name.lower():
-        raise NotImplementedHere(
-            f"{path.name} is a PuLID model, whose preprocessor is not served", field=field
-        )
     mine = {key: one.float() for key, one in state.items() if key.startswith(PROJECTION)}
     own = {key.removeprefix(PROJECTION): one for key, one in mine.items()}
     kind = _kind(own)
@@ -151,12 +161,7 @@ def load_ip_adapter(
     if not own or not layers:
         raise CheckpointBroken(f"{path.name}: its IP-Adapter is incomplete, it has no {_missing(own)}")
     _check_fit(layers, unet, path.name, field)
-    try:
-        # Knows the published keys of all kinds; private, but it is what load_ip_adapter() calls.
-        projection = unet._convert_ip_adapter_image_proj_to_diffusers(own, low_cpu_mem_usage=False)
-    except (KeyError, RuntimeError, IndexError) as error:
-        fact = " ".join(str(error).split())[:300]
-        raise CheckpointBroken(f"{path.name}: its IP-Adapter is incomplete or damaged: {fact}") from error
+    projection = _projection(own, kind, unet, path.name)
     if kind == "face_plus":
         projection.shortcut = "v2" in path.name
     return IPAdapter(
@@ -169,11 +174,27 @@ def load_ip_adapter(
     )
 
 
+def _projection(own: Mapping[str, Tensor], kind: Kind, unet: UNet2DConditionModel, name: str) -> Any:
+    try:
+        if kind == "pulid":
+            with torch.device("meta"):
+                made = Projection(own)
+            assign(made, own, name, "projection", torch.float32)
+            return made
+        # Knows the published keys of all other kinds; private, but it is what load_ip_adapter() calls.
+        return unet._convert_ip_adapter_image_proj_to_diffusers(own, low_cpu_mem_usage=False)
+    except (KeyError, RuntimeError, IndexError) as error:
+        fact = " ".join(str(error).split())[:300]
+        raise CheckpointBroken(f"{name}: its IP-Adapter is incomplete or damaged: {fact}") from error
+
+
 def _missing(projection: Mapping[str, Tensor]) -> str:
     return "ip_adapter.1.to_k_ip.weight" if projection else "image_proj"
 
 
 def _kind(projection: Mapping[str, Tensor]) -> Kind:
+    if "body.0.weight" in projection:
+        return "pulid"
     if "perceiver_resampler.proj_in.weight" in projection:
         return "face_plus"
     if "proj.3.weight" in projection:
@@ -190,6 +211,7 @@ def _width_taken(kind: Kind, projection: Mapping[str, Tensor]) -> int:
         "plus": "proj_in.weight",
         "full": "proj.0.weight",
         "face_plus": "perceiver_resampler.proj_in.weight",
+        "pulid": "body.0.weight",
     }
     return int(projection[key[kind]].shape[1]) if kind in key else FACE
 

@@ -86,7 +86,9 @@ class Prompter:
         if unit.pixel_perfect:
             resolution = perfect_resolution(pictures[0], canvas.latent_size, unit.resize_mode)
         where = f"{unit.field}.module"
-        return [embed(module, one, resolution, self.settings, field=where) for one in pictures], pictures
+        seen = [embed(module, one, resolution, self.settings, field=where) for one in pictures]
+        shown = [one.person.shown if one.person else image for one, image in zip(seen, pictures, strict=True)]
+        return seen, shown
 
     def _prompting(self, unit: ControlUnit, model: Any, seen: list[Embedding]) -> Prompting:
         if isinstance(model, StyleAdapter):

@@ -24,6 +24,7 @@ from sd_cloud.errors import BadRequest, CheckpointNotFound, NotImplementedHere
 ControlMode = Literal["Balanced", "My prompt is more important", "ControlNet is more important"]
 ResizeMode = Literal["Just Resize", "Crop and Resize", "Resize and Fill"]
 HiresOption = Literal["Both", "Low res only", "High res only"]
+PulidMode = Literal["Fidelity", "Extremely style"]
 
 CONTROL_MODES: tuple[ControlMode, ...] = (
     "Balanced",
@@ -37,6 +38,7 @@ UNION_TYPES = (
 """Kinds of map that a ControlNet Union tells apart, in the order of its weights; the last is none."""
 RESIZE_MODES: tuple[ResizeMode, ...] = ("Just Resize", "Crop and Resize", "Resize and Fill")
 HIRES_OPTIONS: tuple[HiresOption, ...] = ("Both", "Low res only", "High res only")
+PULID_MODES: tuple[PulidMode, ...] = ("Fidelity", "Extremely style")
 
 OLD_RESIZE_MODES = {
     "Inner Fit (Scale to Fit)": "Crop and Resize",
@@ -50,19 +52,19 @@ FIELDS = frozenset(
         *("processor_res", "threshold_a", "threshold_b", "guidance_start", "guidance_end"),
         *("pixel_perfect", "control_mode", "inpaint_crop_input_image", "hr_option"),
         *("save_detected_map", "advanced_weighting", "effective_region_mask", "input_mode"),
-        *("ipadapter_input", "union_control_type", "image_link", "mask_link"),
+        *("ipadapter_input", "union_control_type", "image_link", "mask_link", "pulid_mode"),
     )
 )
 WHERE = "alwayson_scripts.controlnet"
-IDLE_VALUES: tuple[Any, ...] = (None, "", False, [], "Fidelity")
+IDLE_VALUES: tuple[Any, ...] = (None, "", False, [])
 WITHOUT_EFFECT = frozenset(
     (
-        *("is_ui", "batch_images", "output_dir", "loopback", "pulid_mode", "batch_mask_dir"),
+        *("is_ui", "batch_images", "output_dir", "loopback", "batch_mask_dir"),
         *("animatediff_batch", "batch_modifiers", "batch_image_files", "batch_keyframe_idx"),
         *("guess_mode",),
     )
 )
-"""Fields of the webui's page, of other extensions and of PuLID: of no effect, whatever they say."""
+"""Fields of the webui's page and of other extensions: of no effect, whatever they say."""
 OLD_NAMES = {"guidance": "guidance_end", "lowvram": "low_vram", "input_image": "image", "mask_image": "mask"}
 
 
@@ -99,6 +101,7 @@ class ControlUnit:
     union_type: str = UNION_TYPES[-1]
     more_images: tuple[tuple[Image.Image, Image.Image | None], ...] = ()
     embeddings: tuple[bytes, ...] = ()
+    pulid_mode: PulidMode = PULID_MODES[0]
 
     @property
     def is_prompt(self) -> bool:
@@ -277,6 +280,7 @@ def _unit(
             values.get("union_control_type") or "Unknown", UNION_TYPES, f"{field}.union_control_type"
         ),
         embeddings=_embeddings(values.get("ipadapter_input"), f"{field}.ipadapter_input"),
+        pulid_mode=_choice(values.get("pulid_mode") or 0, PULID_MODES, f"{field}.pulid_mode"),
     )
 
 

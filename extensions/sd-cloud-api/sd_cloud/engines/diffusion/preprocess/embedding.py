@@ -16,14 +16,19 @@ from torch import Tensor
 from sd_cloud.engines.diffusion.placement import placement_for
 from sd_cloud.engines.diffusion.preprocess.clip_vision import Seen, see, see_nothing
 from sd_cloud.engines.diffusion.preprocess.detect import resized, weights_files
+from sd_cloud.engines.diffusion.preprocess.eva_clip import Looks, look
 from sd_cloud.engines.diffusion.preprocess.face_analysis import embedding, faces, largest
+from sd_cloud.engines.diffusion.preprocess.face_parts import feature_values
 from sd_cloud.engines.diffusion.preprocess.lines import Pixels
-from sd_cloud.engines.diffusion.preprocess.loading import Bench
+from sd_cloud.engines.diffusion.preprocess.loading import Bench, bytes_of
 from sd_cloud.engines.diffusion.preprocess.table import (
+    CLIP_EVA,
     CLIP_H,
     FACE_ID_FILES,
+    FACE_PARTS_FILES,
     INSTANT_ID_FILES,
     MODULES,
+    PULID,
     Module,
 )
 from sd_cloud.engines.diffusion.weights_file import read_pickle
@@ -31,6 +36,17 @@ from sd_cloud.settings import Settings
 
 NOTHING = "ip-adapter_clip_sd15"
 """The preprocessor whose view of nothing the negative prompt gets."""
+PULID_PX = 512
+
+
+@dataclass(frozen=True)
+class Person:
+    """What PuLID takes: who it is, [1, 512], and how the face looks that is nearest to the middle, which
+    ``shown`` shows."""
+
+    face: Tensor
+    looks: Looks
+    shown: Pixels
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,7 @@ class Embedding:
 
     seen: Seen | None = None
     face: Tensor | None = None
+    person: Person | None = None
 
 
 def embed(module: Module, image: Pixels, resolution: float, settings: Settings, *, field: str) -> Embedding:
@@ -49,6 +66,8 @@ def embed(module: Module, image: Pixels, resolution: float, settings: Settings, 
     looked for and none seen.
     """
     files = weights_files(module, settings, field=field)
+    if module.name == PULID:
+        return Embedding(person=_person(files, image[:, :, :3], settings, field))
     pack = [path for name, path in files.items() if name in FACE_ID_FILES + INSTANT_ID_FILES]
     clip = next((name for name in files if name.startswith("clip_vision/")), None)
     face = None
@@ -57,6 +76,15 @@ def embed(module: Module, image: Pixels, resolution: float, settings: Settings, 
         face = _face(pack, image[:, :, :3], resolution if for_instant_id else None, field)
     with _bench(files, settings) as bench:
         return Embedding(see(bench, image, clip) if clip else None, face)
+
+
+def _person(files: Mapping[str, Path], image: Pixels, settings: Settings, field: str) -> Person:
+    face = _face([files[name] for name in INSTANT_ID_FILES], image, PULID_PX, field)
+    parts = {name: files[name] for name in FACE_PARTS_FILES}
+    with Bench(parts, placement_for(settings.precision).device, field) as bench:
+        features = feature_values(bench, image)
+    with _bench({CLIP_EVA: files[CLIP_EVA]}, settings) as bench:
+        return Person(face, look(bench, features, CLIP_EVA), bytes_of(features))
 
 
 def _face(pack: Sequence[Path], image: Pixels, resolution: float | None, field: str) -> Tensor:

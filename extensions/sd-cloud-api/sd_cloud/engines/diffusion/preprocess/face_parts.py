@@ -148,7 +148,12 @@ class BiSeNet(nn.Module):
 
 
 def features(bench: Bench, image: Pixels) -> Pixels:
-    """512 x 512 px, grey on white: the face nearest to the middle of an image of any size.
+    """What `feature_values` gives, in bytes."""
+    return bytes_of(feature_values(bench, image))
+
+
+def feature_values(bench: Bench, image: Pixels) -> Numbers:
+    """512 x 512 px of 0..1, grey on white: the face nearest to the middle of an image of any size.
 
     Raises BadRequest where no face is seen.
     """
@@ -161,7 +166,7 @@ def features(bench: Bench, image: Pixels) -> Pixels:
     parts = bench.net(BiSeNet, file=parser)(pixels)[0].argmax(dim=0).cpu().numpy()
     grey = sum(weight * (face[:, :, place].astype(np.float32) / 255) for place, weight in enumerate(GREY))
     made = np.where(np.isin(parts, WHITE), np.float32(1), grey)
-    return bytes_of(np.repeat(made[:, :, None], 3, axis=2))
+    return np.repeat(made[:, :, None], 3, axis=2)
 
 
 def _middle(bench: Bench, image: Pixels, detector: str) -> Numbers:

@@ -96,6 +96,9 @@ FACE_PARTS_FILES = tuple(
 )
 
 CLIP_L, CLIP_H, CLIP_G = (f"clip_vision/{name}.pth" for name in ("clip_vitl", "clip_h", "clip_g"))
+CLIP_EVA = "clip_vision/EVA02_CLIP_L_336_psz14_s6B.pt"
+PULID = "ip-adapter_pulid"
+PULID_FILES = (*INSTANT_ID_FILES, *FACE_PARTS_FILES, CLIP_EVA)
 
 _ALL = (
     Module("none", "", ("InstructP2P",), priority=10),
@@ -194,9 +197,7 @@ _ALL = (
         ("IP-Adapter",),
         weights=", ".join((*FACE_ID_FILES, "clip_vision/clip_h.pth")),
     ),
-    Module(
-        "ip-adapter_pulid", "", ("IP-Adapter",), HIDDEN, weights="clip_vision/EVA02_CLIP_L_336_psz14_s6B.pt"
-    ),
+    Module(PULID, "", ("IP-Adapter",), HIDDEN, weights=", ".join(PULID_FILES)),
     Module("lineart_anime", "", ("Lineart",), weights="lineart_anime/netG.pth"),
     Module("lineart_anime_denoise", "", ("Lineart",), weights="manga_line/erika.pth"),
     Module("lineart_coarse", "", ("Lineart",), weights="lineart/sk_model2.pth"),
@@ -351,6 +352,7 @@ EMBEDDING_FILES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("ip-adapter_clip_sdxl", "revision_clipvision", "revision_ignore_prompt"), (CLIP_G,)),
     "clip_vision": (CLIP_L,),
     "ip-adapter_face_id": FACE_ID_FILES,
+    PULID: PULID_FILES,
     "ip-adapter_face_id_plus": (*FACE_ID_FILES, CLIP_H),
     "instant_id_face_embedding": INSTANT_ID_FILES,
 }
