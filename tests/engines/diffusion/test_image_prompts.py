@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -24,8 +25,8 @@ from sd_cloud.engines.diffusion.controlnet.ip_adapter import cross_attentions, t
 from sd_cloud.engines.diffusion.controlnet.model import load_control_model
 from sd_cloud.engines.diffusion.engine import DiffusionWorker
 from sd_cloud.engines.diffusion.model import Placement, load_model
-from sd_cloud.engines.diffusion.preprocess import embedding
-from sd_cloud.engines.diffusion.preprocess.table import FACE_ID_FILES, INSTANT_ID_FILES, MODULES
+from sd_cloud.engines.diffusion.preprocess import embedding, face_parts
+from sd_cloud.engines.diffusion.preprocess.table import CLIP_EVA, FACE_ID_FILES, MODULES, PULID, PULID_FILES
 from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere
 from sd_cloud.settings import Settings
 from tests.e2e.controlnet import write_controlnet
@@ -36,7 +37,7 @@ from tests.golden.golden import GOLDEN, decibels, install_models
 PICTURES = Path(__file__).with_name("controlnet_pictures")
 AUTO, CLIP_H, CLIP_G = "ip-adapter-auto", "ip-adapter_clip_h", "ip-adapter_clip_g"
 PLAIN, PLUS, FULL = "ip-adapter_sd15", "ip-adapter-plus_sd15", "ip-adapter-full-face_sd15"
-FACE = "ip-adapter-faceid-plusv2_sd15"
+FACE, PULID_XL = "ip-adapter-faceid-plusv2_sd15", "ip-adapter_pulid_sdxl_fp16"
 XL: dict[str, Any] = {"checkpoint": "tiny-sdxl.safetensors"}
 SHORT = {**HIRES, "hr_second_pass_steps": 2}
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs shared/golden beside the repository")
@@ -65,6 +66,13 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "ip_face": ([unit(AUTO, model=FACE)], {}),
     "ip_sdxl": ([unit(AUTO, model="ip-adapter-plus_sdxl_vit-h", weight=0.8)], XL),
     "ip_instant_id": ([unit("instant_id_face_embedding", model="ip-adapter_instant_id_sdxl")], XL),
+    "ip_pulid": (
+        [
+            unit(PULID, model=PULID_XL, weight=0.5),
+            unit(PULID, CUP, model=PULID_XL, pulid_mode="Extremely style"),
+        ],
+        XL,
+    ),
     "revision": ([unit("revision_ignore_prompt", threshold_a=0.3, weight=0.8)], {**XL, **SHORT}),
     "style": ([unit("clip_vision", model=files.STYLE)], SHORT),
 }
@@ -73,6 +81,12 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
 def made_up_face(image: np.ndarray[Any, Any], recogniser: str) -> np.ndarray[Any, Any]:
     seed = int(image.astype(np.int64).sum() % 100003) + (7 if "antelope" in recogniser else 0)
     return np.random.RandomState(seed).normal(0, 3, 512).astype(np.float32)
+
+
+def made_up_features(bench: object, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    large = cv2.resize(np.ascontiguousarray(image), (512, 512), interpolation=cv2.INTER_NEAREST)
+    grey = large.astype(np.float32) / 255 @ np.array(face_parts.GREY, np.float32)
+    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +101,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     annotators = settings.folders.annotators[0]
     files.write_clip_vision(annotators / "clip_vision")
     files.write_constants(annotators / "clip_vision")
-    for name in FACE_ID_FILES + INSTANT_ID_FILES:
+    for name in FACE_ID_FILES + PULID_FILES:
         (annotators / name).parent.mkdir(parents=True, exist_ok=True)
         (annotators / name).touch()
+    files.save_pickle(files.eva_clip(), annotators / CLIP_EVA)
     return settings
 
 
@@ -106,6 +121,7 @@ def faces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "faces", lambda detector, image: [0])
     monkeypatch.setattr(embedding, "largest", lambda seen, field: seen[0])
     monkeypatch.setattr(embedding, "embedding", lambda path, image, face: made_up_face(image, str(path)))
+    monkeypatch.setattr(embedding, "feature_values", made_up_features)
 
 
 def first(worker: DiffusionWorker, units: list[dict[str, Any]], **fields: Any) -> Image.Image:
@@ -128,6 +144,13 @@ def test_the_pictures_looked_at_are_answered_and_the_model_is_left_as_it_was(wor
     with_prompt = changed.of_role("image")[0].image
     assert with_prompt is not None and decibels(plain, with_prompt) < 40
     assert first(worker, []).tobytes() == plain.tobytes()
+
+
+def test_of_pulid_the_face_that_was_looked_at_is_answered(worker: DiffusionWorker) -> None:
+    (shown,) = make(worker, CASES["ip_pulid"][0][:1], steps=1, **XL).of_role("control_map")
+    assert shown.image is not None and shown.image.size == (512, 512)
+    pixels = np.asarray(shown.image)
+    assert (pixels[:, :, 0] == pixels[:, :, 1]).all() and len(np.unique(pixels)) > 100
 
 
 def encoded(tensors: Any, **how: Any) -> str:
@@ -163,6 +186,8 @@ class Unknown:
         ([unit("none", model=PLAIN)], {}, "module", "ip-adapter-auto"),
         ([unit(CLIP_G, model=PLAIN)], {}, "module", "1024 numbers.* gives 1280"),
         ([unit("ip-adapter_face_id", model=PLAIN)], {}, "module", "gives none"),
+        ([unit(PULID, model=FACE)], {}, "module", "gives none"),
+        ([unit("instant_id_face_embedding", model=PULID_XL)], XL, "module", "ip-adapter_pulid.*does not"),
         ([unit("ip-adapter_face_id", model=files.STYLE)], {}, "module", "clip_vision"),
         ([unit(CLIP_H, model=PLAIN)], XL, "model", "another family.*16 layers"),
         ([unit("clip_vision", model=files.STYLE)], XL, "model", "another family"),
