@@ -133,12 +133,12 @@ async def test_a_full_queue_refuses_and_loses_nothing(service: Service) -> None:
 async def test_a_waiting_job_is_cancelled_without_touching_the_one_that_runs(
     service: Service, engine: PaintEngine
 ) -> None:
-    running = job("running", payload={"steps": 20, "step_seconds": 0.01})
+    running = job("running", payload={"steps": 100, "step_seconds": 0.01})
     waiting = job("waiting")
     first = asyncio.create_task(service.run(running))
     await until(lambda: engine.started)
     second = asyncio.create_task(service.run(waiting))
-    await until(lambda: service._under_way.get(waiting.id))
+    await ready(service, 1)
     assert await service.cancel(waiting.id)
     with pytest.raises(errors.Cancelled):
         await second
