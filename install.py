@@ -105,9 +105,6 @@ STANDALONE_TESTS = (
     "tests/test_install.py",
 )
 
-#: Processes that run tests at once; each may hold an engine of its own in memory.
-MOST_WORKERS = 4
-
 FOR_TESTS = (
     Needed("chromium", "chromium", "tests/browser"),
     Needed("nginx", "nginx", "tests/browser"),
@@ -164,20 +161,10 @@ def test(rest: list[str], *, gpu: bool) -> int:
         paths = {**os.environ, "PYTHONPATH": str(EXTENSION)}
         # That stack's own packages warn about each other.
         warnings = ["-W", "ignore::PendingDeprecationWarning"]
-        return pytest(python, [*warnings, *left_out], without_dashes(rest[2:]), paths)
+        return run([python, "-m", "pytest", *warnings, *left_out, *without_dashes(rest[2:])], paths)
     python = set_up(environment(tests=True, gpu=gpu))
     debian_packages_for_tests()
-    return pytest(python, [], without_dashes(rest), dict(os.environ))
-
-
-def pytest(python: Path, own: list[str], given: list[str], environment: dict[str, str]) -> int:
-    """All tests in as many processes as there are cores; with arguments, as pytest itself would."""
-    workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
-    if not given and workers > 1:
-        own = [*own, "-n", str(workers)]
-        # Each process computes on a core of its own.
-        environment = {"OMP_NUM_THREADS": "1", **environment}
-    return run([python, "-m", "pytest", *own, *given], environment)
+    return run([python, "-m", "pytest", *without_dashes(rest)])
 
 
 def without_dashes(rest: list[str]) -> list[str]:

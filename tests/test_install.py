@@ -280,35 +280,3 @@ def test_the_extensions_own_install_holds_every_installed_package_where_it_is(
     assert calls[0][-2] == "no-such-package>=1"
     assert f"numpy=={version('numpy')}\n" in calls[0][-1]
     assert "torch" not in hook.REQUIREMENTS
-
-
-@pytest.mark.parametrize(
-    ("given", "cores", "processes"),
-    [
-        ([], {0, 1}, "2"),
-        (["--"], set(range(64)), "4"),
-        ([], {0}, None),
-        (["--", "tests/a.py", "-x"], {0, 1}, None),
-    ],
-)
-@pytest.mark.parametrize("stack", [[], ["--stack", "webui"]])
-def test_all_tests_run_in_a_process_for_each_core_and_named_ones_as_pytest_would(
-    install: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    given: list[str],
-    cores: set[int],
-    processes: str | None,
-    stack: list[str],
-) -> None:
-    called: list[tuple[list[Any], dict[str, str]]] = []
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(install.os, "sched_getaffinity", lambda _: cores)
-    monkeypatch.setattr(install, "set_up", lambda _: Path("python"))
-    monkeypatch.setattr(install, "debian_packages_for_tests", lambda: None)
-    monkeypatch.setattr(install, "run", lambda *call: called.append(call) or 3)
-    assert install.main(["test", *stack, *given]) == 3
-    [(command, environment)] = called
-    assert command[:3] == [Path("python"), "-m", "pytest"]
-    asked = command[command.index("-n") + 1] if "-n" in command else None
-    assert (asked, environment.get("OMP_NUM_THREADS")) == (processes, "1" if processes else None)
-    assert command[-2:] == given[1:] if given[1:] else True
