@@ -257,6 +257,29 @@ async def test_unfetched_inputs_come_back_and_a_task_that_kills_the_fetching_is_
     assert task is not None and task.state == "failed"
 
 
+async def test_what_ran_beside_a_fetching_that_may_kill_is_held_back_until_that_is_over(
+    open_one: Open,
+) -> None:
+    ran, asked = job(), job()
+    database = open_one()
+    await queued(SqlStore(database), ran)
+    await taken(SqlStore(database))
+    await SqlStore(database).add(asked, limit=9)
+    assert await SqlStore(database).preparing(asked.id, max_delivery=3)
+    for _ in range(2):  # also when the next process dies at the same thing
+        assert database.presence is not None
+        database.presence.leave()
+        database = open_one()
+        found = await SqlStore(database).recover(max_delivery=3)
+        assert ([one.id for one in found.suspects], found.held) == ([asked.id], (ran.id,))
+        assert await SqlStore(database).claim() is None
+        assert await SqlStore(database).preparing(asked.id, max_delivery=3)
+    store = SqlStore(database)
+    await store.ready(ran.id)
+    again = await taken(store)
+    assert (again.id, again.attempts) == (ran.id, 2)
+
+
 async def test_a_request_whose_caller_is_gone_is_not_run_again(open_one: Open) -> None:
     database = open_one()
     asked = job(target=None)

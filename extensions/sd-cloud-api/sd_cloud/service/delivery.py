@@ -104,7 +104,7 @@ class Delivery:
             await self._store.work()
 
     async def _deliver(self, task: Task) -> None:
-        """One delivery to the engine. The slot is free again before the pictures are saved."""
+        """One delivery to the engine."""
         live = self._under_way.begin(task.job)
         live.started = time.monotonic()
         live.tell()
@@ -124,12 +124,24 @@ class Delivery:
             failed = errors.EngineFailed("the engine failed; see the service's log")
             await self._under_way.fail(task.id, failed, seconds=live.seconds)
         else:
-            self._released(task.id)
+            await self._made(task, live, outcome)
+
+    async def _made(self, task: Task, live: Live, outcome: Outcome) -> None:
+        """The slot is free again before the pictures are saved. Not that of a task that is delivered again:
+        it may have been beside what ended the service, and is not to be beside that a second time."""
+        self._under_way.running.pop(task.id, None)
+        again = task.attempts > 1
+        if not again:
+            self._slots.release()
+        try:
             if live.cancelled:  # it was done before the engine heard of it
                 cancelled = errors.Cancelled("the task was cancelled while it ran")
                 await self._under_way.fail(task.id, cancelled, seconds=live.seconds)
-                return
-            await self._finish(task.id, live, replace(outcome, seconds=live.seconds))
+            else:
+                await self._finish(task.id, live, replace(outcome, seconds=live.seconds))
+        finally:
+            if again:
+                self._slots.release()
 
     # -- to the engine ------------------------------------------------------------------------
 

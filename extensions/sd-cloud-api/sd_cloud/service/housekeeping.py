@@ -69,7 +69,7 @@ class Housekeeping:
         for job in found.unprepared:
             self._under_way.spawn(self._preparing.prepare(job))
         if found.suspects:
-            self._under_way.spawn(self._preparing.prepare_singly(found.suspects))
+            self._under_way.spawn(self._preparing.prepare_singly(found.suspects, found.held))
         if found.unprepared or found.suspects or found.ended:
             log.warning(
                 "a service ended before its work: %d tasks prepared again, %d failed",

@@ -75,10 +75,13 @@ class Preparing:
             live.job, live.prepared = prepared, True
         await store.ready(job.id)
 
-    async def prepare_singly(self, jobs: Sequence[Job]) -> None:
-        """One at a time, so that the one that ends the service is the only one to be blamed."""
-        for job in jobs:
+    async def prepare_singly(self, suspects: Sequence[Job], held: Sequence[str]) -> None:
+        """One at a time, so that the one that ends the service is the only one to be blamed; what ran when
+        it ended (``held``) runs again once that is known."""
+        for job in suspects:
             await self.prepare(job)
+        for task_id in held:
+            await self._under_way.store.ready(task_id)
 
     async def resolved(self, job: Job) -> Job:
         if job.kind == "call":

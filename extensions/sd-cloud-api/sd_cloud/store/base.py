@@ -60,10 +60,12 @@ class Recovered:
     """What a look after dead processes found.
 
     ``unprepared``: waiting tasks whose inputs are not there yet and that no live process is
-    preparing; of these, the ``suspects`` were being prepared when a process died: one of them
-    may be why. ``ended``: tasks that were set aside.
+    preparing; the ``suspects`` were being prepared when a process died: one of them may be why.
+    ``held``: tasks that were running then, which are not to be beside the suspects once more; none
+    where there are no suspects, as they can be claimed at once. ``ended``: tasks that were set aside.
     """
 
     unprepared: tuple[Job, ...] = ()
     suspects: tuple[Job, ...] = ()
+    held: tuple[str, ...] = ()
     ended: tuple[str, ...] = ()

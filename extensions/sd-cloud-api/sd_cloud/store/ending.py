@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from sd_cloud.errors import Cancelled, EngineFailed, ServiceError, ShuttingDown
 from sd_cloud.job import Job, Outcome
@@ -74,6 +75,7 @@ class Ending:
         unprepared: list[Job] = []
         suspects: list[Job] = []
         ended: list[str] = []
+        delivered: list[Row[Any]] = []
         for row in rows:
             error: ServiceError | None = None
             if not row.kept:
@@ -89,16 +91,27 @@ class Ending:
                 state: State = "cancelled" if isinstance(error, Cancelled) else "failed"
                 self.end(connection, row.id, state, None, error, of_process=row.process)
                 ended.append(row.id)
-            elif row.state == "running":
-                connection.execute(
-                    update(tasks)
-                    .where(tasks.c.number == row.number)
-                    .values(state="pending", ready=True, process=None, progress=None, preview=None)
-                )
+            elif row.attempts:
+                delivered.append(row)
             else:
-                connection.execute(
-                    update(tasks).where(tasks.c.number == row.number).values(process=self._database.process)
-                )
                 (suspects if row.preparations else unprepared).append(codec.job_from_text(row.job))
+                self._taken_over(connection, row, ready=False)
+        for row in delivered:
+            self._taken_over(connection, row, ready=not suspects)
+        held = tuple(row.id for row in delivered) if suspects else ()
         self._database.announce(connection, "work")
-        return Recovered(tuple(unprepared), tuple(suspects), tuple(ended))
+        return Recovered(tuple(unprepared), tuple(suspects), held, tuple(ended))
+
+    def _taken_over(self, connection: Connection, row: Row[Any], *, ready: bool) -> None:
+        """The task waits again: to be claimed (``ready``), or for this process to make it so."""
+        connection.execute(
+            update(tasks)
+            .where(tasks.c.number == row.number)
+            .values(
+                state="pending" if row.state == "running" else row.state,
+                ready=ready,
+                process=None if ready else self._database.process,
+                progress=None,
+                preview=None,
+            )
+        )

@@ -283,7 +283,7 @@ class SqlStore:
         A task that ran is pending again, or failed once it was delivered ``max_delivery`` times:
         one that kills the service at each start is set aside. One whose caller was waiting on
         the dead process's connection is failed. A task whose inputs were being fetched comes
-        back for it.
+        back for it, and what ran beside it waits until they are fetched: it is not blamed twice.
         """
 
         def seen(connection: Connection) -> list[str]:
