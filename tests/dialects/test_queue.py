@@ -13,12 +13,12 @@ from uuid import uuid4
 import httpx
 import pytest
 import websockets
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from sd_cloud.access.users import digest
 from sd_cloud.dialects.queue_frames import frames_of
 from sd_cloud.store.queues import Message
-from sd_cloud.store.schema import messages, tasks
+from sd_cloud.store.schema import consumers, messages, tasks
 from tests.dialects import eas_client
 from tests.dialects.sdapi_world import Native, native
 from tests.dialects.serving import Served, served
@@ -382,6 +382,17 @@ async def test_a_consumer_that_comes_back_gets_what_it_had_not_committed(
         await sender.commit(b"1")
     async with watch(server) as socket:
         assert await received(socket) == b"2"
+
+
+async def test_a_consumer_that_was_taken_for_dead_is_served_again(server: Served, sender: Sender) -> None:
+    async with watch(server) as socket:
+        await sender.put(b"1")
+        assert await received(socket) == b"1"
+        # What another process does that could not see this one for a moment.
+        server.service.store.database.write_now(lambda c: c.execute(delete(consumers)))
+        await sender.put(b"2")
+        assert await received(socket) == b"2"
+        assert (await sender.attributes())["consumers.status.total"] == "1"
 
 
 async def test_each_group_gets_every_message(server: Served, sender: Sender) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection, event, func, select
+from sqlalchemy import Connection, event, func, select, text
 
 from sd_cloud.job import Job, Target
 from sd_cloud.store.database import Database
 from sd_cloud.store.messages import MessageStore
 from sd_cloud.store.pushing import Pushing
-from sd_cloud.store.queues import Consumer, Message, Queue, QueueEnded
+from sd_cloud.store.queues import Consumer, Message, NotWatching, Queue, QueueEnded
 from sd_cloud.store.schema import consumers, deliveries, messages, tasks
 from sd_cloud.store.sql import SqlStore
 from tests.store.conftest import Open
@@ -38,6 +38,12 @@ async def put(store: MessageStore, *data: bytes, queue: Queue = SINK, **tags: st
 
 def consumer(uid: str = "one", group: str = "eas", window: int = 5, **more: object) -> Consumer:
     return Consumer(uuid4().hex, SINK, group, uid, window, **more)  # type: ignore[arg-type]
+
+
+async def got_by(pushing: Pushing, one: Consumer) -> list[Message]:
+    """What a new consumer gets."""
+    await pushing.arrive(one)
+    return await pushing.next_for(one)
 
 
 async def all_of(store: MessageStore, queue: Queue = SINK) -> list[Message]:
@@ -190,7 +196,7 @@ async def test_each_message_goes_to_one_consumer_of_a_group_whatever_the_process
 
     async def drain(pushing: Pushing) -> list[int]:
         got: list[int] = []
-        while found := await pushing.next_for(consumer(uuid4().hex, window=1)):
+        while found := await got_by(pushing, consumer(uuid4().hex, window=1)):
             got.append(found[0].index)
         return got
 
@@ -207,7 +213,7 @@ async def test_groups_that_ask_at_the_same_moment_all_get_the_message(
 ) -> None:
     for number in range(20):
         [index] = await put(store, b"%d" % number)
-        got = await asyncio.gather(*(pushing.next_for(consumer(group=f"{n}")) for n in range(6)))
+        got = await asyncio.gather(*(got_by(pushing, consumer(group=f"{n}")) for n in range(6)))
         assert [one[0].index for one in got] == [index] * 6
         await store.remove(SINK, [index])
 
@@ -223,6 +229,44 @@ async def test_a_message_is_gone_when_two_groups_commit_it_at_the_same_moment(
         assert len(await pushing.next_for(one)) == 30
     await asyncio.gather(*(pushing.commit(SINK, one.group, [index]) for index in indexes for one in groups))
     assert await all_of(store) == []
+
+
+async def test_a_consumer_that_leaves_while_it_is_given_a_message_holds_none_afterwards(
+    store: MessageStore, pushing: Pushing, database: Database
+) -> None:
+    """Its look at the queue goes on in its thread when nobody waits for it any more."""
+    if database.sqlite:
+        pytest.skip("it has one writer: a consumer leaves after its look")
+    [index] = await put(store, b"1")
+    gone, looking, left = consumer("gone"), threading.Event(), threading.Event()
+    await pushing.arrive(gone)
+    waits = text(
+        "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+
+    def holds_on(*told: Any) -> None:
+        """Between the look at its window and the one at the messages: until it has left, or can't yet."""
+        if "count" in told[2] and not looking.is_set():
+            looking.set()
+            while not left.is_set() and not database.read_now(lambda c: c.execute(waits).all()):
+                left.wait(0.01)
+
+    event.listen(database.engine, "after_cursor_execute", holds_on)
+    look = asyncio.ensure_future(pushing.next_for(gone))
+    await asyncio.to_thread(looking.wait)
+    await pushing.leave(gone)
+    left.set()
+    await look
+    assert [m.index for m in await got_by(pushing, consumer())] == [index]
+
+
+async def test_one_that_has_left_is_given_nothing(store: MessageStore, pushing: Pushing) -> None:
+    await put(store, b"1")
+    one = consumer()
+    await pushing.arrive(one)
+    await pushing.leave(one)
+    with pytest.raises(NotWatching):
+        await pushing.next_for(one)
 
 
 async def test_what_a_dead_process_held_goes_to_another_consumer_which_is_told(open_one: Open) -> None:

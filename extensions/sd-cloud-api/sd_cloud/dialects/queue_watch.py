@@ -20,7 +20,7 @@ from sd_cloud.dialects.queue_frames import frame_bytes, json_text
 from sd_cloud.dialects.queue_request import Query, identity_of, place_of
 from sd_cloud.store.messages import MessageStore
 from sd_cloud.store.pushing import Pushing
-from sd_cloud.store.queues import Consumer, Message, Queue
+from sd_cloud.store.queues import Consumer, Message, NotWatching, Queue
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,11 @@ class Watchers:
         as_json = "json" in socket.headers.get("accept", "")
         while not self._seam.service.closing:
             watcher.news.clear()
-            found = await self._next_for(watcher)
+            try:
+                found = await self._next_for(watcher)
+            except NotWatching:  # another process took this one for dead, and what was held went to others
+                await self._pushing.arrive(consumer)
+                continue
             for one in found:
                 if consumer.auto_commit:
                     watcher.pushed.append(one.index)

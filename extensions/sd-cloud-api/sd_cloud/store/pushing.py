@@ -3,6 +3,10 @@
 A delivery is only ever made, committed or refused by who has locked its message's row, rows in the
 queue's order: two processes that look at the same messages at the same moment do so one after the
 other. Locked rows are waited for, not passed over: it may be another group that is having a look.
+
+A delivery is made only to a consumer whose own row is there and locked: one that is leaving may still be
+having a look (a statement goes on after nobody waits for it any more), and what it got after it had given
+back what it held would be nobody's.
 """
 
 from __future__ import annotations
@@ -15,14 +19,21 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func,
 
 from sd_cloud.store import message_rows as rows
 from sd_cloud.store.database import Database
-from sd_cloud.store.queues import Consumer, Message, Queue, Watching
+from sd_cloud.store.queues import Consumer, Message, NotWatching, Queue, Watching
 from sd_cloud.store.schema import consumers, deliveries, messages
 
 _OWN = and_(deliveries.c.message == messages.c.number, deliveries.c.grp == bindparam("group"))
+#: How many messages a consumer holds; no row where it has left. Locks it, so that it can't leave meanwhile.
 _HELD = (
-    select(func.count())
-    .select_from(deliveries)
-    .where(deliveries.c.connection == bindparam("connection"), ~deliveries.c.committed)
+    select(
+        select(func.count())
+        .select_from(deliveries)
+        .where(deliveries.c.connection == bindparam("connection"), ~deliveries.c.committed)
+        .scalar_subquery()
+    )
+    .select_from(consumers)
+    .where(consumers.c.connection == bindparam("connection"))
+    .with_for_update(of=consumers)
 )
 _UNDELIVERED = rows.in_order(
     select(messages)
@@ -76,17 +87,22 @@ class Pushing:
         """What it has not committed can go to others."""
 
         def work(connection: Connection) -> None:
-            _release(connection, deliveries.c.connection == consumer.connection)
             connection.execute(delete(consumers).where(consumers.c.connection == consumer.connection))
+            _release(connection, deliveries.c.connection == consumer.connection)
             self._announce(connection, consumer.queue)
 
         await self._database.write(work)
 
     async def next_for(self, consumer: Consumer, *, refused: Iterable[int] = ()) -> list[Message]:
-        """Deliver to a consumer what its window has room for; ``refused`` it does not get again."""
+        """Deliver to a consumer what its window has room for; ``refused`` it does not get again.
+
+        Raises NotWatching when it has left, or was taken for dead.
+        """
 
         def work(connection: Connection) -> list[Message]:
-            held = connection.execute(_HELD, {"connection": consumer.connection}).scalar_one()
+            held = connection.execute(_HELD, {"connection": consumer.connection}).scalar_one_or_none()
+            if held is None:
+                raise NotWatching
             if held >= consumer.window:
                 return []
             values = {
@@ -210,8 +226,8 @@ class Pushing:
         def work(connection: Connection) -> None:
             left = select(consumers.c.queue, consumers.c.owner).where(consumers.c.process.in_(dead))
             queues = {Queue(*row) for row in connection.execute(left)}
-            _release(connection, deliveries.c.process.in_(dead))
             connection.execute(delete(consumers).where(consumers.c.process.in_(dead)))
+            _release(connection, deliveries.c.process.in_(dead))
             for queue in queues:
                 self._announce(connection, queue)
 

@@ -72,3 +72,7 @@ class QueueEnded(BadRequest):
     """The queue takes no more messages."""
 
     code, http_status = "queue_ended", 409
+
+
+class NotWatching(Exception):
+    """A consumer that has not arrived, or has left, gets no messages."""
