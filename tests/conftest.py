@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as examples
 
-# Pictures are compared to the byte, and the number of threads that compute one may change its last bit. It also
-# lets several processes of tests keep out of each other's way.
+# Pictures are compared to the byte, and the number of threads that compute one may change its last bit. It
+# also lets several processes of tests keep out of each other's way.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # How long an example takes is the machine's affair, and what else it has to do.
