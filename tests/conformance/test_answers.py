@@ -107,3 +107,19 @@ async def test_options_are_the_webuis_with_its_defaults(world: Native) -> None:
     assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
     for key in (key for key in theirs if key.startswith("outdir_")):
         assert ours[key] == theirs[key].replace("/webui/data", str(world.settings.data_dir))
+
+
+async def test_a_scripts_arguments_are_listed_as_the_webui_lists_them(world: Native) -> None:
+    """All but those whose choices are what is installed."""
+
+    def arguments(infos: list[dict[str, Any]]) -> dict[tuple[str, bool], list[dict[str, Any]]]:
+        return {
+            (one["name"], one["is_img2img"]): [
+                {**arg, "choices": "the installed ones" if arg["label"] == "Upscaler" else arg["choices"]}
+                for arg in one["args"]
+            ]
+            for one in infos
+            if not one["is_alwayson"] or one["name"] == "soft inpainting"
+        }
+
+    assert arguments(await world.get("script-info")) == arguments(reference("script-info.json"))

@@ -21,6 +21,7 @@ if pydantic.VERSION.startswith("1."):
 
 from sd_cloud.engines.base import Catalogue, ModelFile, Report
 from sd_cloud.engines.diffusion.catalogue_samplers import SAMPLERS, SCHEDULERS
+from sd_cloud.engines.diffusion.scripts.forms import FORMS
 from sd_cloud.host.app import build
 from sd_cloud.job import Job, Outcome
 from sd_cloud.service import Service
@@ -31,7 +32,7 @@ FULL = replace(
     CATALOGUE,
     samplers=SAMPLERS,
     schedulers=SCHEDULERS,
-    scripts=("outpainting mk2", "sd upscale", "loopback"),
+    scripts=tuple(form.info(["None", "Lanczos", "R-ESRGAN 4x+"]) for form in FORMS),
     vaes=(ModelFile("soft.pt", "/models/soft.pt"),),
     loras=(ModelFile("style", "/models/style.safetensors", {"alias": "style", "metadata": {}}),),
     embeddings=(ModelFile("word", "/embeddings/word.pt", {"step": 1, "shape": 768, "vectors": 2}),),

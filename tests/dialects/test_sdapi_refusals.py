@@ -30,8 +30,8 @@ async def world(tmp_path: Path) -> AsyncIterator[Native]:
         ({"enable_hr": True, "hr_upscaler": "Big"}, 404, "Upscaler not found: 'Big'; there are Latent, "),
         ({"hr_sampler_name": "Eular"}, 404, "hr_sampler_name: Sampler not found"),
         ({"hr_scheduler": "linear"}, 404, "hr_scheduler: Scheduler not found"),
-        ({"script_name": "my script"}, 422, "Script 'my script' not found; there are none"),
-        ({"script_name": "x/y/z plot"}, 501, "script_name"),
+        ({"script_name": "my script"}, 422, "Script 'my script' not found; there are prompt matrix, prompts"),
+        ({"script_name": "custom code"}, 501, "script_name"),
         ({"alwayson_scripts": {"adetailer": {"args": []}}}, 422, "Always on script adetailer not found"),
         (
             {"alwayson_scripts": {"seed": []}},

@@ -15,11 +15,10 @@ from PIL import Image
 
 from sd_cloud.engines.base import Control
 from sd_cloud.engines.diffusion import pictures
-from sd_cloud.engines.diffusion.catalogue import SCRIPTS
 from sd_cloud.engines.diffusion.interrogate.files import BLIP, CLIP
 from sd_cloud.engines.diffusion.scripts.loopback import strength_at
 from sd_cloud.engines.diffusion.scripts.outpainting import matched, plan_growths, shaped_noise
-from sd_cloud.engines.diffusion.scripts.run import Before, asks_for_script, encoded, run_script, scripts
+from sd_cloud.engines.diffusion.scripts.run import Before, asks_for_script, encoded, run_script
 from sd_cloud.errors import BadRequest, Cancelled, NotImplementedHere
 from sd_cloud.job import Job, Outcome, Picture, Progress
 from sd_cloud.settings import Settings, settings_below
@@ -80,7 +79,6 @@ def test_a_job_asks_for_a_script_by_name() -> None:
     assert not asks_for_script(Job("img2img", {}))
     assert not asks_for_script(Job("img2img", {"script_name": "None"}))
     assert asks_for_script(Job("img2img", {"script_name": "loopback"}))
-    assert set(scripts()) == set(SCRIPTS)
 
 
 @pytest.mark.parametrize(

@@ -28,25 +28,8 @@ ALWAYS_ON = ("extra options", "refiner", "sampler", "seed")
 SOFT_INPAINTING = "soft inpainting"
 #: Names for the script that the engine has where the webui has an extension.
 CONTROLNET = "controlnet"
-#: Scripts that work on an input picture.
-IMG2IMG_SCRIPTS = frozenset(
-    {
-        "img2img alternative test",
-        "loopback",
-        "outpainting mk2",
-        "poor man's outpainting",
-        "sd upscale",
-    }
-)
-#: The rest of what a webui 1.10.1 brings along.
-WEBUI_SCRIPTS = IMG2IMG_SCRIPTS | {
-    "custom code",
-    "prompt matrix",
-    "prompts from file or textbox",
-    "x/y/z plot",
-    "hypertile",
-    "comments",
-}
+#: What else a webui 1.10.1 brings along.
+WEBUI_SCRIPTS = frozenset({"custom code", "hypertile", "comments"})
 
 LIMIT_SIDE_PIXELS = 16384
 LIMIT_PICTURES = 1000
@@ -230,7 +213,7 @@ def check_upscaler(wanted: str, catalogue: Catalogue, field: str, more: tuple[st
 
 
 def _check_scripts(kind: Kind, payload: dict[str, Any], catalogue: Catalogue) -> None:
-    there = {name.lower() for name in scripts_of(kind, catalogue)}
+    there = set(scripts_of(kind, catalogue))
     name = payload.get("script_name")
     if name and name.lower() != "none" and name.lower() not in there:
         raise _no_script(f"Script '{name}'", name, there, "script_name")
@@ -247,7 +230,7 @@ def _check_scripts(kind: Kind, payload: dict[str, Any], catalogue: Catalogue) ->
 
 def scripts_of(kind: Kind, catalogue: Catalogue) -> list[str]:
     """The selectable scripts of txt2img or of img2img."""
-    return [name for name in catalogue.scripts if kind == "img2img" or name.lower() not in IMG2IMG_SCRIPTS]
+    return [one.name for one in catalogue.scripts if kind in one.arguments]
 
 
 def always_on(kind: Kind) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from sd_cloud.dialects import sdapi_models as models
-from sd_cloud.dialects.sdapi_checks import LATENT_UPSCALE_MODES, always_on, scripts_of
+from sd_cloud.dialects.sdapi_checks import LATENT_UPSCALE_MODES, SOFT_INPAINTING, always_on, scripts_of
 from sd_cloud.dialects.sdapi_errors import answer
-from sd_cloud.engines.base import Catalogue, ModelFile
+from sd_cloud.engines.base import Catalogue, ModelFile, ScriptArgument
 from sd_cloud.engines.diffusion.styles import read_styles
 from sd_cloud.job import Kind
 from sd_cloud.service import Service
@@ -173,7 +173,7 @@ class _Lists:
         return answer({kind: [*scripts_of(kind, self._there), *always_on(kind)] for kind in kinds})
 
     async def get_script_info(self) -> Response:
-        """Names and kinds. Arguments are listed where the webui takes them from the request's own fields."""
+        """Names, kinds and arguments, in the order of ``script_args``."""
         kinds: tuple[Kind, ...] = ("txt2img", "img2img")
         return answer([info for kind in kinds for info in self._script_infos(kind)])
 
@@ -198,6 +198,20 @@ class _Lists:
                 _arg("Resize seed from width", 0, 0, 2048, 8),
                 _arg("Resize seed from height", 0, 0, 2048, 8),
             ],
+            SOFT_INPAINTING: [
+                _arg("Soft inpainting", False),
+                _arg("Schedule bias", 1, 0, 8, 0.1),
+                _arg("Preservation strength", 0.5, 0, 8, 0.05),
+                _arg("Transition contrast boost", 4, 1, 32, 0.5),
+                _arg("Mask influence", 0, 0, 1, 0.05),
+                _arg("Difference threshold", 0.5, 0, 8, 0.25),
+                _arg("Difference contrast", 2, 0, 8, 0.25),
+            ],
+        }
+        args |= {
+            one.name: [_script_arg(argument) for argument in one.arguments[kind]]
+            for one in there.scripts
+            if kind in one.arguments
         }
         selectable = scripts_of(kind, there)
         return [
@@ -209,6 +223,17 @@ class _Lists:
             }
             for name in [*selectable, *always_on(kind)]
         ]
+
+
+def _script_arg(one: ScriptArgument) -> dict[str, Any]:
+    """Choices by their names, as the webui's page holds them."""
+    if one.kind == "number":
+        return _arg(one.label, one.default, one.low, one.high, one.step)
+    if one.kind in ("place", "axis"):
+        return _arg(one.label, one.choices[one.default], choices=list(one.choices))
+    if one.kind == "list":
+        return _arg(one.label, None, choices=[])
+    return _arg(one.label, one.default, choices=list(one.choices) or None)
 
 
 def _arg(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from sd_cloud.errors import EngineFailed
-from sd_cloud.job import Job, Outcome, Progress
+from sd_cloud.job import Job, Kind, Outcome, Progress
 
 Report = Callable[[Progress], None]
 Verdict = Literal["go", "skip", "interrupt", "cancel"]
@@ -57,6 +57,41 @@ class Scheduler:
 
 
 @dataclass(frozen=True)
+class ScriptArgument:
+    """One of ``script_args``: its name in the script's source, and how a page shows it.
+
+    ``kind``: ``number``, ``flag``, ``text`` (``lines`` of it), ``choice`` by its name, ``choices`` (several),
+    ``place`` (a choice by its place in the list), ``axis`` (the same, of an X/Y/Z plot),
+    ``values`` of such an axis in writing, ``list`` (the same, chosen from what there is), ``upscaler`` or
+    ``note`` (no value at all).
+    """
+
+    name: str
+    label: str
+    default: Any
+    kind: str
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    choices: tuple[str, ...] = ()
+    lines: int = 1
+
+
+@dataclass(frozen=True)
+class ScriptInfo:
+    """A script that a request may select by its ``title``, in any case: its arguments in the order of
+    ``script_args``, for each kind of job that it is for."""
+
+    title: str
+    arguments: Mapping[Kind, tuple[ScriptArgument, ...]]
+
+    @property
+    def name(self) -> str:
+        """As ``/sdapi/v1/scripts`` lists it."""
+        return self.title.lower()
+
+
+@dataclass(frozen=True)
 class Catalogue:
     """What an engine can be asked for. Building it loads no weights."""
 
@@ -69,7 +104,7 @@ class Catalogue:
     upscalers: tuple[ModelFile, ...] = ()
     samplers: tuple[Sampler, ...] = ()
     schedulers: tuple[Scheduler, ...] = ()
-    scripts: tuple[str, ...] = ()
+    scripts: tuple[ScriptInfo, ...] = ()
 
     def checkpoint(self, wanted: str) -> Checkpoint | None:
         """The checkpoint a caller means: by title, name, name without ending, file name or hash.

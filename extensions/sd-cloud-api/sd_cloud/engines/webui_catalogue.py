@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from sd_cloud.engines.base import Catalogue, Checkpoint, ModelFile, Sampler, Scheduler
+from sd_cloud.engines.base import Catalogue, Checkpoint, ModelFile, Sampler, Scheduler, ScriptInfo
+from sd_cloud.job import Kind
 
 
 def catalogue() -> Catalogue:
@@ -25,7 +26,7 @@ def catalogue() -> Catalogue:
         schedulers=tuple(
             Scheduler(one.name, one.label, tuple(one.aliases or ())) for one in sd_schedulers.schedulers
         ),
-        scripts=tuple(one.name for one in scripts.scripts_img2img.selectable_scripts if one.name),
+        scripts=_scripts(scripts.scripts_txt2img, scripts.scripts_img2img),
     )
 
 
@@ -40,6 +41,18 @@ def look_again() -> None:
 def _checkpoint(one: Any) -> Checkpoint:
     return Checkpoint(
         title=one.title, name=one.name, filename=one.filename, hash=one.shorthash, sha256=one.sha256
+    )
+
+
+def _scripts(txt2img: Any, img2img: Any) -> tuple[ScriptInfo, ...]:
+    """Their titles and kinds; what arguments they take the webui itself says."""
+    of_each: dict[Kind, list[str]] = {
+        "txt2img": [one.title() for one in txt2img.selectable_scripts if one.name],
+        "img2img": [one.title() for one in img2img.selectable_scripts if one.name],
+    }
+    return tuple(
+        ScriptInfo(title, {kind: () for kind, titles in of_each.items() if title in titles})
+        for title in sorted({title for titles in of_each.values() for title in titles})
     )
 
 

@@ -22,6 +22,7 @@ from sd_cloud.engines.diffusion.catalogue_outlines import (
 )
 from sd_cloud.engines.diffusion.catalogue_samplers import SAMPLERS, SCHEDULERS
 from sd_cloud.engines.diffusion.hashes import HashBook, legacy_hash
+from sd_cloud.engines.diffusion.scripts.forms import FORMS
 from sd_cloud.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,18 +33,6 @@ LORA_ENDINGS = (".pt", ".ckpt", ".safetensors")
 EMBEDDING_ENDINGS = (".bin", ".pt", ".safetensors")
 CONTROLNET_ENDINGS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 UPSCALER_ENDINGS = (".pt", ".pth", ".safetensors")
-
-SCRIPTS = (
-    "img2img alternative test",
-    "loopback",
-    "outpainting mk2",
-    "poor man's outpainting",
-    "prompt matrix",
-    "prompts from file or textbox",
-    "sd upscale",
-    "x/y/z plot",
-)
-"""The built-in scripts the engine has, by the names ``/sdapi/v1/scripts`` uses (lower case)."""
 
 PLAIN_UPSCALERS = ("None", "Lanczos", "Nearest")
 
@@ -79,6 +68,7 @@ def scan(settings: Settings) -> Catalogue:
     """
     folders = settings.folders
     hashes = hash_book(settings)
+    upscaling = upscalers(folders.esrgan)
     return Catalogue(
         checkpoints=_checkpoints(folders.checkpoints, hashes, settings.ckpt),
         vaes=_vaes(folders.vaes, folders.checkpoints),
@@ -86,10 +76,10 @@ def scan(settings: Settings) -> Catalogue:
         embeddings=_embeddings(folders.embeddings),
         hypernetworks=_hypernetworks(folders.hypernetworks),
         controlnets=_controlnets(folders.controlnets),
-        upscalers=upscalers(folders.esrgan),
+        upscalers=upscaling,
         samplers=SAMPLERS,
         schedulers=SCHEDULERS,
-        scripts=SCRIPTS,
+        scripts=tuple(form.info([one.name for one in upscaling]) for form in FORMS),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sd_cloud.engines.diffusion.inversion import Inversion
-from sd_cloud.engines.diffusion.scripts.run import Argument, Script, Session
+from sd_cloud.engines.diffusion.scripts.run import Session
 from sd_cloud.job import Outcome
 
 
@@ -39,22 +39,3 @@ def img2img_alternative(session: Session) -> Outcome:
     }
     session.run(marks, inversion=own, **changes)
     return session.outcomes[0]
-
-
-IMG2IMG_ALTERNATIVE = Script(
-    "img2img alternative test",
-    (
-        Argument("info", ""),
-        Argument("override_sampler", True, "flag"),
-        Argument("override_prompt", True, "flag"),
-        Argument("original_prompt", "", "text"),
-        Argument("original_negative_prompt", "", "text"),
-        Argument("override_steps", True, "flag"),
-        Argument("st", 50, "number", 1, 150),
-        Argument("override_strength", True, "flag"),
-        Argument("cfg", 1.0, "number", 0, 15),
-        Argument("randomness", 0.0, "number", 0, 1),
-        Argument("sigma_adjustment", False, "flag"),
-    ),
-    img2img_alternative,
-)

@@ -8,13 +8,12 @@ from typing import Any
 
 from sd_cloud.engines.diffusion import pictures
 from sd_cloud.engines.diffusion.interrogate.files import weights_of
-from sd_cloud.engines.diffusion.scripts.run import Argument, Script, Session, encoded, image_of
+from sd_cloud.engines.diffusion.scripts.run import Session, encoded, image_of
 from sd_cloud.job import Outcome, Picture
 
 ORIGINAL = 1  # inpainting_fill: what is masked starts as it is
 INTERROGATION_FIELD = "script_args[3]"
 DESCRIBERS = {"None": None, "CLIP": "clip", "DeepBooru": "deepdanbooru"}
-CURVES = ("Aggressive", "Linear", "Lazy")
 
 
 def loopback(session: Session) -> Outcome:
@@ -79,15 +78,3 @@ def strength_at(loop: int, loops: int, first: float, final: float, curve: str) -
     elif curve == "Lazy":
         progress = 1 - math.cos(progress * math.pi * 0.5)
     return first + (final - first) * progress
-
-
-LOOPBACK = Script(
-    "Loopback",
-    (
-        Argument("loops", 4, "number", 1, 32),
-        Argument("final_denoising_strength", 0.5, "number", 0, 1),
-        Argument("denoising_curve", "Linear", "choice", choices=CURVES),
-        Argument("append_interrogation", "None", "choice", choices=tuple(DESCRIBERS)),
-    ),
-    loopback,
-)

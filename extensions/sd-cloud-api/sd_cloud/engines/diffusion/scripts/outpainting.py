@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from sd_cloud.engines.diffusion.scripts.run import Argument, Script, Session, encoded, image_of
+from sd_cloud.engines.diffusion.scripts.forms import SIDES, Side
+from sd_cloud.engines.diffusion.scripts.run import Session, encoded, image_of
 from sd_cloud.job import Outcome, Picture
 
 Floats = NDArray[np.float64]
-Side = Literal["left", "right", "up", "down"]
-SIDES: tuple[Side, ...] = ("left", "right", "up", "down")
 ORIGINAL = 1
 MULTIPLE_PX = 64
 BLUR_FACTOR = 4
@@ -205,14 +204,3 @@ def matched(values: Floats, like: Floats) -> Floats:
     shares = np.cumsum(counts) / values.size
     level_shares = np.cumsum(level_counts) / like.size
     return np.asarray(np.interp(shares, level_shares, levels)[places])
-
-
-_ARGUMENTS: tuple[Argument, ...] = (
-    Argument("info", ""),
-    Argument("pixels", 128, "number", 8, 256),
-    Argument("mask_blur", 8, "number", 0, 64),
-    Argument("direction", list(SIDES), "choices", choices=SIDES),
-    Argument("noise_q", 1.0, "number", 0, 4),
-    Argument("color_variation", 0.05, "number", 0, 1),
-)
-OUTPAINTING = Script("Outpainting mk2", _ARGUMENTS, outpainting)

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw
 
-from sd_cloud.engines.diffusion.scripts.outpainting import SIDES
-from sd_cloud.engines.diffusion.scripts.run import Argument, Script, Session, encoded, image_of
+from sd_cloud.engines.diffusion.scripts.forms import SIDES
+from sd_cloud.engines.diffusion.scripts.run import Session, encoded, image_of
 from sd_cloud.engines.diffusion.upscale_tiles import Tile, join, split
 from sd_cloud.errors import BadRequest
 from sd_cloud.job import Outcome, Picture
 
 MULTIPLE_PX = 64
-FILLS = ("fill", "original", "latent noise", "latent nothing")
 
 
 @dataclass(frozen=True)
@@ -138,15 +137,3 @@ def plan_canvas(size: tuple[int, int], pixels: int, directions: list[str]) -> Ca
     if down:
         down = height - size[1] - up
     return Canvas(left, right, up, down, width, height)
-
-
-POOR_OUTPAINTING = Script(
-    "Poor man's outpainting",
-    (
-        Argument("pixels", 128, "number", 8, 256),
-        Argument("mask_blur", 4, "number", 0, 64),
-        Argument("inpainting_fill", 0, "number", 0, len(FILLS) - 1),
-        Argument("direction", list(SIDES), "choices", choices=SIDES),
-    ),
-    poor_outpainting,
-)

@@ -12,8 +12,6 @@ from sd_cloud.engines.diffusion.prompts import OwnTexts
 from sd_cloud.engines.diffusion.scripts.labels import Label
 from sd_cloud.engines.diffusion.scripts.run import (
     LIMIT_PICTURES,
-    Argument,
-    Script,
     Session,
     image_of,
 )
@@ -82,17 +80,3 @@ def _combinations(parts: Sequence[str]) -> list[list[Label]]:
         [Label(part, bool(number >> place & 1)) for place, part in enumerate(parts)]
         for number in range(2 ** len(parts))
     ]
-
-
-PROMPT_MATRIX = Script(
-    "Prompt matrix",
-    (
-        Argument("put_at_start", False, "flag"),
-        Argument("different_seeds", False, "flag"),
-        Argument("prompt_type", "positive", "choice", choices=("positive", "negative")),
-        Argument("variations_delimiter", "comma", "choice", choices=tuple(JOINED_BY)),
-        Argument("margin_size", 0, "number", 0, 500),
-    ),
-    prompt_matrix,
-    ("txt2img", "img2img"),
-)

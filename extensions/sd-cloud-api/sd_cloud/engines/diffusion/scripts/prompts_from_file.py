@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sd_cloud.engines.diffusion.scripts.run import LIMIT_PICTURES, Argument, Script, Session
+from sd_cloud.engines.diffusion.scripts.run import LIMIT_PICTURES, Session
 from sd_cloud.errors import BadRequest
 from sd_cloud.job import Outcome, Picture
 
@@ -168,16 +168,3 @@ def _outcome(session: Session, made: list[Picture], seed: int) -> Outcome:
             "infotexts": [text for one in infos for text in one["infotexts"]],
         },
     )
-
-
-PROMPTS_FROM_FILE = Script(
-    "Prompts from file or textbox",
-    (
-        Argument("checkbox_iterate", False, "flag"),
-        Argument("checkbox_iterate_batch", False, "flag"),
-        Argument("prompt_position", "start", "choice", choices=("start", "end")),
-        Argument("prompt_txt", "", "text"),
-    ),
-    prompts_from_file,
-    ("txt2img", "img2img"),
-)

@@ -19,17 +19,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sd_cloud.engines.base import Control, Report
+from sd_cloud.engines.base import Control, Report, ScriptArgument
 from sd_cloud.engines.diffusion import pictures
 from sd_cloud.engines.diffusion.inversion import Inversion
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.prompts import OwnTexts
+from sd_cloud.engines.diffusion.request import SEEDS
+from sd_cloud.engines.diffusion.scripts.forms import FORMS, Form
 from sd_cloud.engines.diffusion.scripts.labels import Colours, Label, labelled
 from sd_cloud.errors import BadRequest, Cancelled, NotImplementedHere
-from sd_cloud.job import Job, Kind, Outcome, Picture, Progress
+from sd_cloud.job import Job, Outcome, Picture, Progress
 from sd_cloud.settings import Settings
 
-SEEDS = 4294967294
 LIMIT_PICTURES = 1000
 """As many as any other request may ask for."""
 
@@ -60,21 +61,6 @@ Describe = Callable[[Job, str, str], str]
 
 def describes_nothing(job: Job, model: str, image: str) -> str:
     raise NotImplementedHere(f"{model!r} is not part of this engine")
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One of a script's arguments.
-
-    ``kind``: ``number``, ``flag``, ``text``, ``choice``, ``choices`` or ``free``.
-    """
-
-    name: str
-    default: Any
-    kind: str = "free"
-    low: float = 0.0
-    high: float = 0.0
-    choices: tuple[str, ...] = ()
 
 
 @dataclass
@@ -229,27 +215,28 @@ class Session:
 
 @dataclass(frozen=True)
 class Script:
-    """``body`` runs the script; ``arguments`` in the order of ``script_args``."""
+    """``body`` runs the script; its arguments are the form's."""
 
-    title: str
-    arguments: tuple[Argument, ...]
+    form: Form
     body: Callable[[Session], Outcome]
-    kinds: tuple[Kind, ...] = ("img2img",)
 
 
 def scripts() -> Mapping[str, Script]:
     """All scripts, by their names in lower case."""
-    from sd_cloud.engines.diffusion.scripts.img2img_alternative import IMG2IMG_ALTERNATIVE
-    from sd_cloud.engines.diffusion.scripts.loopback import LOOPBACK
-    from sd_cloud.engines.diffusion.scripts.outpainting import OUTPAINTING
-    from sd_cloud.engines.diffusion.scripts.poor_outpainting import POOR_OUTPAINTING
-    from sd_cloud.engines.diffusion.scripts.prompt_matrix import PROMPT_MATRIX
-    from sd_cloud.engines.diffusion.scripts.prompts_from_file import PROMPTS_FROM_FILE
-    from sd_cloud.engines.diffusion.scripts.upscale import SD_UPSCALE
-    from sd_cloud.engines.diffusion.scripts.xyz_plot import XYZ_PLOT
+    from sd_cloud.engines.diffusion.scripts.img2img_alternative import img2img_alternative
+    from sd_cloud.engines.diffusion.scripts.loopback import loopback
+    from sd_cloud.engines.diffusion.scripts.outpainting import outpainting
+    from sd_cloud.engines.diffusion.scripts.poor_outpainting import poor_outpainting
+    from sd_cloud.engines.diffusion.scripts.prompt_matrix import prompt_matrix
+    from sd_cloud.engines.diffusion.scripts.prompts_from_file import prompts_from_file
+    from sd_cloud.engines.diffusion.scripts.upscale import sd_upscale
+    from sd_cloud.engines.diffusion.scripts.xyz_plot import xyz_plot
 
-    found = (IMG2IMG_ALTERNATIVE, LOOPBACK, OUTPAINTING, POOR_OUTPAINTING, SD_UPSCALE)
-    return {one.title.lower(): one for one in (*found, PROMPT_MATRIX, PROMPTS_FROM_FILE, XYZ_PLOT)}
+    bodies = (
+        *(img2img_alternative, loopback, outpainting, poor_outpainting),
+        *(prompt_matrix, prompts_from_file, sd_upscale, xyz_plot),
+    )
+    return {form.title.lower(): Script(form, body) for form, body in zip(FORMS, bodies, strict=True)}
 
 
 def asks_for_script(job: Job) -> bool:
@@ -275,40 +262,42 @@ def run_script(
     began = time.monotonic()
     name = job.payload["script_name"]
     script = scripts().get(str(name).lower())
-    if script is None or job.kind not in script.kinds:
-        there = ", ".join(one.title for one in scripts().values() if job.kind in one.kinds)
+    if script is None or job.kind not in script.form.kinds:
+        there = ", ".join(one.title for one in FORMS if job.kind in one.kinds)
         raise BadRequest(f"{name!r} is no script of {job.kind}, which has: {there}", field="script_name")
-    values = read_arguments(script, job.payload.get("script_args"))
+    values = read_arguments(script.form, job.payload.get("script_args"))
     session = Session(job, values, make, report, control, settings, device, describe)
     outcome = script.body(session)
     return replace(outcome, interrupted=session.stopped, seconds=time.monotonic() - began)
 
 
-def read_arguments(script: Script, sent: Any) -> dict[str, Any]:
+def read_arguments(form: Form, sent: Any) -> dict[str, Any]:
     """``script_args`` by name; what is not sent or null has the webui's default. Raises BadRequest."""
     given = [] if sent is None else sent
     if not isinstance(given, list):
         raise BadRequest("must be a list", field="script_args")
-    if len(given) > len(script.arguments):
-        names = ", ".join(one.name for one in script.arguments)
+    if len(given) > len(form.arguments):
+        names = ", ".join(one.name for one in form.arguments)
         raise BadRequest(
-            f"{script.title} takes {len(script.arguments)} arguments ({names}), not {len(given)}",
+            f"{form.title} takes {len(form.arguments)} arguments ({names}), not {len(given)}",
             field="script_args",
         )
-    padded = [*given, *[None] * (len(script.arguments) - len(given))]
+    padded = [*given, *[None] * (len(form.arguments) - len(given))]
     return {
         one.name: one.default if value is None else _checked(one, value, f"script_args[{place}]")
-        for place, (one, value) in enumerate(zip(script.arguments, padded, strict=True))
+        for place, (one, value) in enumerate(zip(form.arguments, padded, strict=True))
     }
 
 
-def _checked(argument: Argument, value: Any, where: str) -> Any:
+def _checked(argument: ScriptArgument, value: Any, where: str) -> Any:
+    """An argument's value. Those that depend on another one, or on a folder, are checked by the script."""
     name = f"{argument.name}: "
-    if argument.kind == "number":
+    if argument.kind in ("number", "place"):
+        low, high = argument.low or 0, argument.high or 0
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise BadRequest(f"{name}{value!r:.80} is not a number", field=where)
-        if not argument.low <= value <= argument.high:
-            raise BadRequest(f"{name}{value} is not from {argument.low:g} to {argument.high:g}", field=where)
+        if not low <= value <= high:
+            raise BadRequest(f"{name}{value} is not from {low:g} to {high:g}", field=where)
     elif argument.kind == "flag" and value not in (True, False):
         raise BadRequest(f"{name}{value!r:.80} is not true or false", field=where)
     elif argument.kind == "text" and not isinstance(value, str):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sd_cloud.engines.diffusion import pictures
 from sd_cloud.engines.diffusion.catalogue import upscalers
-from sd_cloud.engines.diffusion.scripts.run import Argument, Script, Session, encoded, image_of
+from sd_cloud.engines.diffusion.scripts.run import Session, encoded, image_of
 from sd_cloud.engines.diffusion.upscale import find_upscaler, upscale
 from sd_cloud.engines.diffusion.upscale_tiles import Tile, TileSize, join, split
 from sd_cloud.errors import BadRequest
@@ -87,15 +87,3 @@ def upscaler_name(session: Session, asked: Any) -> str:
         names = ", ".join(f"{place}: {one.name}" for place, one in enumerate(there))
         raise BadRequest(f"upscaler: {asked!r:.80} is none of {names}", field=UPSCALER_FIELD)
     return there[asked].name
-
-
-SD_UPSCALE = Script(
-    "SD upscale",
-    (
-        Argument("info", ""),
-        Argument("overlap", 64, "number", 0, 256),
-        Argument("upscaler", "None"),
-        Argument("scale_factor", 2.0, "number", 1, 4),
-    ),
-    sd_upscale,
-)

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sd_cloud.engines.diffusion.request import find_sampler
-from sd_cloud.engines.diffusion.scripts.run import SEEDS
+from sd_cloud.engines.diffusion.request import SEEDS, find_sampler
 from sd_cloud.errors import BadRequest
 from sd_cloud.job import Job, Kind
 

@@ -15,8 +15,6 @@ from sd_cloud.engines.diffusion.request import find_sampler, parse_request
 from sd_cloud.engines.diffusion.scripts.labels import Label
 from sd_cloud.engines.diffusion.scripts.run import (
     LIMIT_PICTURES,
-    Argument,
-    Script,
     Session,
 )
 from sd_cloud.engines.diffusion.scripts.xyz_axes import SEED_AXES, Axis, axis_of, fixed
@@ -254,32 +252,3 @@ def xyz_plot(session: Session) -> Outcome:
     plot = Plot(session)
     plot.run()
     return plot.outcome()
-
-
-_LINES = tuple(
-    argument
-    for name in "xyz"
-    for argument in (
-        Argument(f"{name}_type", 1 if name == "x" else 0),
-        Argument(f"{name}_values", ""),
-        Argument(f"{name}_values_dropdown", []),
-    )
-)
-
-XYZ_PLOT = Script(
-    "X/Y/Z plot",
-    (
-        *_LINES,
-        Argument("draw_legend", True, "flag"),
-        Argument("include_lone_images", False, "flag"),
-        Argument("include_sub_grids", False, "flag"),
-        Argument("no_fixed_seeds", False, "flag"),
-        Argument("vary_seeds_x", False, "flag"),
-        Argument("vary_seeds_y", False, "flag"),
-        Argument("vary_seeds_z", False, "flag"),
-        Argument("margin_size", 0, "number", 0, 500),
-        Argument("csv_mode", False, "flag"),
-    ),
-    xyz_plot,
-    ("txt2img", "img2img"),
-)
