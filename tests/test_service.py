@@ -157,6 +157,57 @@ async def test_a_running_job_is_cancelled_before_its_next_step(service: Service,
     assert (await service.task(long.id)).state == "cancelled"
 
 
+async def test_a_job_cancelled_at_the_moment_it_is_taken_is_cancelled_and_said_to_be(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs by the store's word, and nobody here has it yet; when the answer is given it is over."""
+    store, taken, asked = service.store, asyncio.Event(), asyncio.Event()
+    claim, ask = store.claim, store.ask_cancel
+    one = job(payload={"steps": 10_000, "step_seconds": 0.01})
+
+    async def claimed(**loaded: Any) -> Any:
+        task = await claim(**loaded)
+        if task is not None:
+            taken.set()
+            await asked.wait()
+        return task
+
+    async def told(task_id: str) -> bool:
+        done = await ask(task_id)
+        asked.set()
+        await until(lambda: waiter.done())
+        return done
+
+    monkeypatch.setattr(store, "claim", claimed)
+    monkeypatch.setattr(store, "ask_cancel", told)
+    waiter = asyncio.create_task(service.run(one))
+    await taken.wait()
+    assert await service.cancel(one.id)
+    with pytest.raises(errors.Cancelled):
+        await waiter
+    assert (await service.task(one.id)).state == "cancelled"
+
+
+async def test_a_job_whose_pictures_are_being_saved_is_not_cancelled_any_more(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving, go_on = asyncio.Event(), asyncio.Event()
+
+    async def save(asked: Job, outcome: Outcome) -> Outcome:
+        saving.set()
+        await go_on.wait()
+        return outcome
+
+    monkeypatch.setattr(service.outputs, "save", save)
+    one = job()
+    waiter = asyncio.create_task(service.run(one))
+    await saving.wait()
+    assert not await service.cancel(one.id)
+    go_on.set()
+    assert (await waiter).pictures
+    assert (await service.task(one.id)).state == "succeeded"
+
+
 async def test_an_interrupted_job_keeps_what_is_there(service: Service) -> None:
     long = job(payload={"steps": 10_000, "step_seconds": 0.01})
     waiter = asyncio.create_task(service.run(long))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -37,11 +38,13 @@ async def test_a_task_that_another_process_runs_is_followed_to_its_end(
     services: tuple[Service, Service],
 ) -> None:
     works, asks = services
-    task_id = await works.submit(job(steps=30, step_seconds=0.03))
-    seen = []
+    task_id = await works.submit(job(steps=100_000, step_seconds=0.01))
+    seen: list[tuple[str, int | None]] = []
     async for task in asks.changes(task_id):
         progress = asks.progress_of(task)
         seen.append((task.state, progress.step if progress else None))
+        if progress and progress.step > 3:
+            await works.interrupt(task_id)
     steps = [step for state, step in seen if state == "running" and step is not None]
     assert seen[-1] == ("succeeded", None) and steps == sorted(steps) and max(steps) > 3
     assert asks._under_way.get(task_id) is None
@@ -51,7 +54,7 @@ async def test_a_task_accepted_here_and_run_there_has_its_result_and_previews_he
     services: tuple[Service, Service],
 ) -> None:
     works, asks = services
-    task_id = await asks.submit(job(steps=30, step_seconds=0.03))
+    task_id = await asks.submit(job(steps=100_000, step_seconds=0.01))
     waiter = asyncio.create_task(asks.result(task_id))
     preview = None
     while preview is None and not waiter.done():
@@ -59,6 +62,7 @@ async def test_a_task_accepted_here_and_run_there_has_its_result_and_previews_he
         preview = progress.preview if progress else None
         await asyncio.sleep(0.01)
     assert preview is not None and preview.size == (8, 8)
+    await works.interrupt(task_id)
     assert (await waiter).pictures[0].seed == 7
     assert works.engine.started and not asks.engine.started  # type: ignore[attr-defined]
 
@@ -74,6 +78,35 @@ async def test_a_task_is_cancelled_from_the_process_that_does_not_run_it(
     with pytest.raises(errors.Cancelled):
         await waiter
     assert (await asks.task(task_id)).state == "cancelled"
+
+
+async def test_a_task_cancelled_elsewhere_while_it_is_being_taken_is_cancelled(
+    services: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works, asks = services
+    claim, taken, heard = works.store.claim, asyncio.Event(), asyncio.Event()
+
+    async def claimed(**loaded: Any) -> Any:
+        task = await claim(**loaded)
+        if task is not None:
+            taken.set()
+            await heard.wait()
+        return task
+
+    cancel = works._delivery.cancel
+
+    async def cancelled(task_id: str) -> None:
+        await cancel(task_id)
+        heard.set()
+
+    monkeypatch.setattr(works.store, "claim", claimed)
+    monkeypatch.setattr(works._delivery, "cancel", cancelled)
+    task_id = await asks.submit(job(steps=100_000, step_seconds=0.01))
+    waiter = asyncio.create_task(asks.result(task_id))
+    await taken.wait()
+    assert await asks.cancel(task_id)
+    with pytest.raises(errors.Cancelled):
+        await waiter
 
 
 async def test_who_stops_asking_leaves_nothing_behind(services: tuple[Service, Service]) -> None:

@@ -67,6 +67,8 @@ class Delivery:
         self._max_delivery = max_delivery
         self._job_seconds = job_seconds
         self._slots = asyncio.Semaphore(engine.slots)
+        #: Tasks of another process, cancelled by it while they were being taken here.
+        self._cancelled: set[str] = set()
 
     # -- from the queue -----------------------------------------------------------------------
 
@@ -85,7 +87,10 @@ class Delivery:
                 self._slots.release()
                 raise
             self._under_way.running[task.id] = task
-            self._under_way.begin(task.job)  # a cancellation may come before the next line runs
+            live = self._under_way.begin(task.job)  # a cancellation may come before the next line runs
+            if task.id in self._cancelled:
+                self._cancelled.remove(task.id)
+                live.cancelled = True
             self._under_way.spawn(self._deliver(task))
 
     async def _next(self) -> Task:
@@ -203,6 +208,7 @@ class Delivery:
         """Stop a task that runs here before its next step."""
         live = self._under_way.get(task_id)
         if live is None:
+            self._cancelled.add(task_id)
             return
         live.cancelled = True
         reached = await self._engine.cancel(task_id)

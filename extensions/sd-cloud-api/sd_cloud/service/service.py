@@ -257,24 +257,25 @@ class Service:
     # -- stopping a task ----------------------------------------------------------------------
 
     async def cancel(self, task_id: str) -> bool:
-        """Cancel one task, waiting or running, before its next step. False when it is over already."""
+        """Cancel one task, waiting or running, before its next step. False when it is over already, or
+        made and about to be recorded."""
         waited = errors.Cancelled("the task was cancelled while it waited")
-        running = self._under_way.running
-        if task_id not in running:
-            task = await self.task(task_id)
-            if task.over:
+        under_way = self._under_way
+        while task_id not in under_way.running:
+            live = under_way.get(task_id)
+            if (await self.task(task_id)).over or (live is not None and live.started is not None):
                 return False
-            if await self._under_way.fail(task_id, waited, only_waiting=True):
+            if await under_way.fail(task_id, waited, only_waiting=True):
                 return True
-        if task_id in running:
-            await self._delivery.cancel(task_id)
-            return True
-        # It was taken at this moment, here or by another process: whoever has it hears of it.
-        live = self._under_way.get(task_id)
-        if live is not None:
-            live.cancelled = True
-        await self.store.ask_cancel(task_id)
-        return not (await self.task(task_id)).over
+            if task_id in under_way.running:
+                break
+            # It was taken at this moment, here or by another process: whoever has it hears of it.
+            if live is not None:
+                live.cancelled = True
+            if await self.store.ask_cancel(task_id):
+                return True
+        await self._delivery.cancel(task_id)
+        return True
 
     async def _replay(self, job: Job) -> Reply:
         if self.replay is None:

@@ -219,18 +219,21 @@ class SqlStore:
 
         await self.database.write(work)
 
-    async def ask_cancel(self, task_id: str) -> None:
-        """Have whichever process runs the task stop it; also after a crash of that process."""
+    async def ask_cancel(self, task_id: str) -> bool:
+        """Have whichever process runs the task stop it; also after a crash of that process. False when none
+        runs it."""
 
-        def work(connection: Connection) -> None:
-            connection.execute(
+        def work(connection: Connection) -> bool:
+            asked = connection.execute(
                 update(tasks)
                 .where(tasks.c.id == task_id, tasks.c.state == "running")
                 .values(cancel_asked=True)
-            )
-            self.database.announce(connection, "cancel", task_id)
+            ).rowcount
+            if asked:
+                self.database.announce(connection, "cancel", task_id)
+            return bool(asked)
 
-        await self.database.write(work)
+        return await self.database.write(work)
 
     async def to_cancel(self) -> list[str]:
         """The tasks running here that somebody wants stopped."""
