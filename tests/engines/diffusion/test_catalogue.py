@@ -130,6 +130,18 @@ def test_the_first_folder_wins_when_two_hold_the_same_name(settings: Settings, t
     assert [one.filename for one in found.loras] == [str(first / "same.safetensors")]
 
 
+def test_a_link_back_to_a_folder_around_it_lists_nothing_twice(settings: Settings, tmp_path: Path) -> None:
+    folder, other = settings.folders.checkpoints[0], tmp_path / "other"
+    tensors(folder / "a.safetensors")
+    tensors(other / "b.safetensors")
+    (folder / "itself").symlink_to(folder)
+    (folder / "elsewhere").symlink_to(other)
+    (folder / "again").symlink_to(other)
+    (other / "back").symlink_to(folder.parent)
+    found = [one.name for one in catalogue.scan(settings).checkpoints]
+    assert sorted(found) == ["a.safetensors", "again/b.safetensors", "elsewhere/b.safetensors"]
+
+
 def test_vaes_come_from_their_folder_and_from_beside_checkpoints(settings: Settings) -> None:
     tensors(settings.folders.vaes[0] / "b.safetensors")
     tensors(settings.folders.checkpoints[0] / "anime.vae.safetensors")

@@ -96,12 +96,29 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
     ]
 
 
+def folders_below(top: Path) -> Iterator[tuple[Path, list[str], os.stat_result]]:
+    """Every folder with the names of its files, links followed; a link to a folder around it is not."""
+    around: dict[Path, frozenset[tuple[int, int]]] = {top: frozenset()}
+    for root, folders, names in os.walk(top, followlinks=True):
+        place = Path(root)
+        try:
+            status = place.stat()
+        except OSError:  # gone since its name was read
+            folders.clear()
+            continue
+        itself, outer = (status.st_dev, status.st_ino), around.pop(place)
+        if itself in outer:
+            folders.clear()
+            continue
+        around |= {place / name: outer | {itself} for name in folders}
+        yield place, names, status
+
+
 def files_below(folder: Path, endings: Iterable[str]) -> Iterator[Path]:
     """Files with these endings, links followed, in natural order; hidden folders and dead links left out."""
     wanted = set(endings)
-    walked = sorted(os.walk(folder, followlinks=True), key=lambda entry: natural_key(entry[0]))
-    for root, _, names in walked:
-        place = Path(root)
+    walked = sorted(folders_below(folder), key=lambda entry: natural_key(str(entry[0])))
+    for place, names, _ in walked:
         if any(part.startswith(".") for part in place.relative_to(folder).parts):
             continue
         for name in sorted(names, key=natural_key):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,5 +126,5 @@ def _folder_marks(settings: Settings) -> Iterator[tuple[str, int]]:
         folders.esrgan,
     )
     for top in (folder for kind in kinds for folder in kind):
-        for root, _, _ in os.walk(top, followlinks=True):
-            yield root, Path(root).stat().st_mtime_ns
+        for place, _, status in catalogues.folders_below(top):
+            yield str(place), status.st_mtime_ns
