@@ -112,6 +112,21 @@ def test_a_mask_may_be_uploaded_with_its_picture(webui: WebUI) -> None:
     assert changed[:, 48:].mean() > 4 * changed[:, :16].mean()
 
 
+def test_a_script_makes_a_labelled_grid_of_checkpoints_and_steps(webui: WebUI) -> None:
+    webui.write("a house", **{"Sampling steps": 2})
+    webui.choose("Script", "X/Y/Z plot")
+    webui.choose("X type", "Checkpoint name")
+    for name in ("emoji", "ink"):
+        webui.choose("X values", re.compile(rf"^{name}\.safetensors"))
+    webui.choose("Y type", "Steps")
+    webui.set("Y values", "1, 3")
+    grid = webui.generate()
+    assert grid.width > 128 and grid.height > 128  # two pictures each way, and their labels
+    assert is_drawn(grid)
+    told = webui.infotext.input_value()
+    assert "Script: X/Y/Z plot" in told and 'Y Values: "1, 3"' in told
+
+
 def test_a_value_that_cannot_be_is_told_in_a_sentence_and_the_page_goes_on(webui: WebUI) -> None:
     webui.write("a red apple", **{"Seed (-1: random)": -7})
     webui.press("Generate")

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from sd_cloud.host.i18n import WORDS
 from sd_cloud.host.tab_making_form import mask_of
+from sd_cloud.host.tab_making_scripts import with_scripts
 from tests.dialects.sdapi_world import Native, native
 from tests.host.page_world import Browser
 
@@ -20,6 +21,8 @@ SMALL = {
     "txt2img_steps": 2,
     "txt2img_seed": 5,
 }
+
+PLOT = "txt2img_x_y_z_plot_"
 
 
 @pytest.fixture
@@ -70,6 +73,41 @@ async def test_an_infotext_in_the_prompt_fills_in_the_form(world: Native) -> Non
     assert filled["txt2img_prompt"] == "a dog" and filled["txt2img_neg_prompt"] == "cat"
     assert (filled["txt2img_width"], filled["txt2img_height"], filled["txt2img_seed"]) == (72, 80, 9)
     assert filled["txt2img_sampling"] == "DDIM"
+
+
+async def test_a_chosen_script_takes_its_arguments_in_their_places(world: Native) -> None:
+    browser = await Browser.opened(world)
+    await browser.result("txt2img_generate", **SMALL)
+    assert world.job.payload["script_name"] is None and world.job.payload["script_args"] == []
+    axes = {f"{PLOT}x_type": "CFG Scale", f"{PLOT}x_values": "3, 7", f"{PLOT}include_lone_images": True}
+    await browser.result("txt2img_generate", txt2img_script="X/Y/Z plot", **axes, **SMALL)
+    payload = world.job.payload
+    assert payload["script_name"] == "X/Y/Z plot"
+    expected = [6, "3, 7", [], 0, "", [], 0, "", [], True, True, *[False] * 5, 0, False]
+    assert payload["script_args"] == expected
+
+
+async def test_an_axis_with_names_is_chosen_from_a_list(world: Native) -> None:
+    browser = await Browser.opened(world)
+    chosen = {f"{PLOT}x_type": "Checkpoint name"}
+    shown = await browser.result(f"{PLOT}x_type", "change", **chosen)
+    assert not shown[f"{PLOT}x_values"]["visible"]
+    names = [name for name, _ in shown[f"{PLOT}x_values_dropdown"]["choices"]]
+    assert names == [one.title for one in world.service.catalogue().checkpoints]
+    shown = await browser.result(f"{PLOT}x_type", "change", **chosen, **{f"{PLOT}csv_mode": True})
+    assert shown[f"{PLOT}x_values"]["visible"] and not shown[f"{PLOT}x_values_dropdown"]["visible"]
+
+
+def test_a_scripts_note_is_no_field_of_the_form_and_soft_inpainting_goes_beside_other_scripts() -> None:
+    form = {"prompt": "a", "script.title": "Loopback", "script.Loopback.1": 8, "script.Other.1": 3}
+    soft = {"soft_inpainting.0": True, "soft_inpainting.1": 1}
+    units = {"controlnet": {"args": [{}]}}
+    assert with_scripts({**form, **soft, "alwayson_scripts": units}) == {
+        "prompt": "a",
+        "script_name": "Loopback",
+        "script_args": [None, 8],
+        "alwayson_scripts": {**units, "soft inpainting": {"args": [True, 1]}},
+    }
 
 
 async def test_an_enabled_controlnet_unit_goes_where_the_extension_takes_it(world: Native) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import gradio as gr
@@ -139,13 +140,77 @@ WORDS: dict[str, tuple[str, str]] = {
     "option_tiling": ("Pictures that tile", "可平铺图片"),
     "option_live_previews_enable": ("Show live previews", "显示实时预览"),
     "option_show_progress_every_n_steps": ("Preview every so many steps", "每隔多少步预览"),
+    "script": ("Script", "脚本"),
+}
+
+#: What scripts call their arguments, in Chinese.
+LABELS: dict[str, str] = {
+    "Append interrogated prompt at each iteration": "每次迭代后追加反推提示词",
+    "Color variation": "色彩变化",
+    "Decode CFG scale": "解码提示词引导系数 (CFG)",
+    "Decode steps": "解码步数",
+    "Denoising strength curve": "重绘幅度曲线",
+    "Difference contrast": "差异对比度",
+    "Difference threshold": "差异阈值",
+    "Draw legend": "包含图例标注",
+    "Fall-off exponent (lower=higher detail)": "衰减指数 (越低细节越多)",
+    "Final denoising strength": "最终重绘幅度",
+    "Grid margins (px)": "网格图边距 (像素)",
+    "Include Sub Grids": "包含次级网格图",
+    "Include Sub Images": "包含次级图像",
+    "Insert prompts at the": "提示词插入位置",
+    "Iterate seed every line": "每行输入都换一个种子",
+    "Keep -1 for seeds": "保持种子为 -1",
+    "List of prompt inputs": "提示词输入列表",
+    "Loops": "迭代次数",
+    "Mask blur": "蒙版边缘模糊度",
+    "Mask influence": "蒙版影响",
+    "Masked content": "蒙版区域内容处理",
+    "Original negative prompt": "初始反向提示词",
+    "Original prompt": "初始提示词",
+    "Outpainting direction": "外绘方向",
+    "Override `Denoising strength` to 1?": "将重绘幅度设为 1？",
+    "Override `Sampling Steps` to the same value as `Decode steps`?": "将迭代步数设为与解码步数相同？",
+    "Override `Sampling method` to Euler?(this method is built for it)": (
+        "将采样方法设为 Euler？(此功能为其设计)"
+    ),
+    "Override `prompt` to the same value as `original prompt`?(and `negative prompt`)": (
+        "将提示词设为与初始提示词相同？(反向提示词也是)"
+    ),
+    "Pixels to expand": "拓展的像素数",
+    "Preservation strength": "保留强度",
+    "Put variable parts at start of prompt": "把可变部分放在提示词开头",
+    "Randomness": "随机度",
+    "Scale Factor": "放大倍数",
+    "Schedule bias": "调度偏差",
+    "Select joining char": "选择分隔符",
+    "Select prompt": "选择提示词",
+    "Sigma adjustment for finding noise for image": "为查找图像噪声而调整 Sigma",
+    "Soft inpainting": "柔和重绘",
+    "Tile overlap": "分块重叠像素",
+    "Transition contrast boost": "过渡对比度增强",
+    "Upscaler": "放大算法",
+    "Use different seed for each picture": "每张图片使用不同种子",
+    "Use same random seed for all lines": "每行输入都使用同一随机种子",
+    "Use text inputs instead of dropdowns": "使用文本输入框代替下拉列表",
+    "Vary seeds for X": "X 轴使用不同种子",
+    "Vary seeds for Y": "Y 轴使用不同种子",
+    "Vary seeds for Z": "Z 轴使用不同种子",
+    "X type": "X 轴类型",
+    "X values": "X 轴值",
+    "Y type": "Y 轴类型",
+    "Y values": "Y 轴值",
+    "Z type": "Z 轴类型",
+    "Z values": "Z 轴值",
 }
 
 
 def dictionary(more: Mapping[str, tuple[str, str]]) -> gr.I18n:
     """All words for gradio, with ``more`` of the same form."""
-    english = {key: words[0] for key, words in (*WORDS.items(), *more.items())}
-    chinese = {key: words[1] for key, words in (*WORDS.items(), *more.items())}
+    labels = {_key(english): (english, chinese) for english, chinese in LABELS.items()}
+    words = {**WORDS, **labels, **more}
+    english = {key: pair[0] for key, pair in words.items()}
+    chinese = {key: pair[1] for key, pair in words.items()}
     # A browser may ask for the language alone.
     return gr.I18n(**{"en": english, "zh-CN": chinese, "zh": chinese})
 
@@ -154,6 +219,15 @@ def said(key: str, request: gr.Request) -> str:
     """A word as text, where gradio puts none in (its messages): by the language the browser asks for."""
     asked = request.headers.get("accept-language", "") if request.headers else ""
     return WORDS[key][asked.lower().startswith("zh")]
+
+
+def label_of(english: str) -> str:
+    """The label of a script's argument, in the browser's language where it is known."""
+    return word(_key(english)) if english in LABELS else english
+
+
+def _key(english: str) -> str:
+    return "label_" + re.sub(r"\W+", "_", english)
 
 
 def word(key: str) -> str:

@@ -17,6 +17,7 @@ from sd_cloud.host.i18n import word
 from sd_cloud.host.page import SIDE_BY_SIDE, Fresh, Page, as_base64
 from sd_cloud.host.picture_field import picture_field
 from sd_cloud.host.tab_making_networks import controlnet_fields, prompt_pickers, with_unit
+from sd_cloud.host.tab_making_scripts import script_fields, soft_inpainting_fields, with_scripts
 from sd_cloud.job import Kind
 
 #: Fields of the form that are no request fields: pictures, which `Form.request` turns into base64, and
@@ -47,7 +48,7 @@ class Form:
 
     def request(self, values: Sequence[Any]) -> dict[str, Any]:
         """The native request that the values of :attr:`components` say."""
-        body = with_unit(dict(zip(self.names, values, strict=True)))
+        body = with_scripts(with_unit(dict(zip(self.names, values, strict=True))))
         if self.inputs is None:
             return body
         opened = body.pop(INPUT)
@@ -101,6 +102,7 @@ def form(kind: Kind, page: Page, prompt: Component, negative: Component) -> Form
         *prompt_pickers(page, kind, prompt),
         controlnet_fields(fields, page, kind),
     ]
+    script_fields(fields, page, kind)
     return Form(fields, reuse, tuple(fresh), inputs)
 
 
@@ -252,6 +254,7 @@ def _inpainting(fields: dict[str, Component]) -> None:
                 label=word("inpaint_area"),
             )
             fields["inpaint_full_res_padding"] = gr.Slider(0, 256, 32, step=4, label=word("padding"))
+        soft_inpainting_fields(fields)
 
 
 def _seeds(fields: dict[str, Component], kind: Kind) -> gr.Button:
