@@ -60,11 +60,8 @@ def job(prompt: str = "a cat", **changes: Any) -> Job:
 
 
 async def until(condition: Any) -> None:
-    for _ in range(2000):
-        if condition():
-            return
+    while not condition():
         await asyncio.sleep(0.002)
-    raise AssertionError("it did not come about")
 
 
 async def ready(service: Service, count: int) -> None:
@@ -123,17 +120,23 @@ async def test_a_job_that_fails_says_why_and_the_next_is_served(
 
 
 async def test_a_full_queue_refuses_and_loses_nothing(service: Service) -> None:
-    slow = [job(f"{i}", payload={"steps": 1, "step_seconds": 0.02}) for i in range(25)]
-    answers = await asyncio.gather(*(service.run(j) for j in slow), return_exceptions=True)
+    blocker = job("blocker", payload={"steps": 100_000, "step_seconds": 0.01})
+    first = asyncio.create_task(service.run(blocker))
+    await until(lambda: service.running)
+    others = [asyncio.create_task(service.run(job(f"{i}"))) for i in range(25)]
+    await until(lambda: sum(one.done() for one in others) == 5)
+    await ready(service, 20)
+    await service.interrupt(blocker.id)
+    answers = await asyncio.gather(*others, return_exceptions=True)
     refused = [a for a in answers if isinstance(a, errors.QueueFull)]
     served = [a for a in answers if isinstance(a, Outcome)]
-    assert refused and len(refused) + len(served) == 25
+    assert (len(refused), len(served)) == (5, 20) and (await first).pictures
 
 
 async def test_a_waiting_job_is_cancelled_without_touching_the_one_that_runs(
     service: Service, engine: PaintEngine
 ) -> None:
-    running = job("running", payload={"steps": 100, "step_seconds": 0.01})
+    running = job("running", payload={"steps": 100_000, "step_seconds": 0.01})
     waiting = job("waiting")
     first = asyncio.create_task(service.run(running))
     await until(lambda: engine.started)
@@ -142,6 +145,7 @@ async def test_a_waiting_job_is_cancelled_without_touching_the_one_that_runs(
     assert await service.cancel(waiting.id)
     with pytest.raises(errors.Cancelled):
         await second
+    await service.interrupt(running.id)
     assert (await first).pictures
     assert [j.id for j in engine.started] == [running.id]
     assert not await service.cancel(running.id), "it is over"
@@ -186,6 +190,29 @@ async def test_a_job_cancelled_at_the_moment_it_is_taken_is_cancelled_and_said_t
     with pytest.raises(errors.Cancelled):
         await waiter
     assert (await service.task(one.id)).state == "cancelled"
+
+
+async def test_a_job_that_begins_while_its_cancellation_looks_at_it_is_cancelled(
+    service: Service, engine: PaintEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocker = job("blocker", payload={"steps": 100_000, "step_seconds": 0.01})
+    one = job(payload={"steps": 100_000, "step_seconds": 0.01})
+    await service.submit(blocker)
+    await until(lambda: engine.started)
+    waiter = asyncio.create_task(service.run(one))
+    await ready(service, 1)
+    get = service.store.get
+
+    async def slowly(task_id: str) -> Any:
+        found = await get(task_id)
+        await service.interrupt(blocker.id)
+        await until(lambda: len(engine.started) == 2)
+        return found
+
+    monkeypatch.setattr(service.store, "get", slowly)
+    assert await service.cancel(one.id)
+    with pytest.raises(errors.Cancelled):
+        await waiter
 
 
 async def test_a_job_whose_pictures_are_being_saved_is_not_cancelled_any_more(
@@ -310,11 +337,16 @@ async def test_a_job_that_takes_too_long_is_stopped(engine: PaintEngine) -> None
 async def test_stopping_lets_the_running_job_finish_and_fails_the_waiting(engine: PaintEngine) -> None:
     service = make(engine)
     service.start()
-    running = asyncio.create_task(service.run(job(payload={"steps": 5, "step_seconds": 0.01})))
+    longer = job(payload={"steps": 100_000, "step_seconds": 0.01})
+    running = asyncio.create_task(service.run(longer))
     await until(lambda: engine.started)
     waiting = asyncio.create_task(service.run(job()))
-    await asyncio.sleep(0.005)
-    await service.stop(drain_seconds=5)
+    await ready(service, 1)
+    stopping = asyncio.create_task(service.stop(drain_seconds=60))
+    await until(lambda: waiting.done())
+    assert not running.done()
+    await service.interrupt(longer.id)
+    await stopping
     assert (await running).pictures
     with pytest.raises(errors.ShuttingDown):
         await waiting

@@ -262,14 +262,14 @@ class Service:
         waited = errors.Cancelled("the task was cancelled while it waited")
         under_way = self._under_way
         while task_id not in under_way.running:
-            live = under_way.get(task_id)
-            if (await self.task(task_id)).over or (live is not None and live.started is not None):
+            if (await self.task(task_id)).over or under_way.is_made(task_id):
                 return False
             if await under_way.fail(task_id, waited, only_waiting=True):
                 return True
-            if task_id in under_way.running:
-                break
+            if task_id in under_way.running or under_way.is_made(task_id):
+                continue
             # It was taken at this moment, here or by another process: whoever has it hears of it.
+            live = under_way.get(task_id)
             if live is not None:
                 live.cancelled = True
             if await self.store.ask_cancel(task_id):

@@ -60,6 +60,11 @@ class UnderWay:
     def first_running(self) -> Live | None:
         return next((self._live[i] for i in self.running if i in self._live), None)
 
+    def is_made(self, task_id: str) -> bool:
+        """Was it run here, and what came of it is being saved or recorded?"""
+        live = self._live.get(task_id)
+        return live is not None and live.started is not None and task_id not in self.running
+
     def waiting(self) -> list[tuple[str, Job]]:
         """Those that somebody waits for here and that do not run here."""
         return [
