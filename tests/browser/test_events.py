@@ -13,7 +13,7 @@ from tests.dialects.serving import Served, served
 
 FOLLOW = """
 async () => {
-  const size = { width: 64, height: 64, steps: 40, n_iter: 4 };
+  const size = { width: 64, height: 64, steps: 1000, n_iter: 4 };
   const body = { stable_diffusion_model: "first", prompt: "a cat face", ...size };
   const headers = { "Content-Type": "application/json", "Request-Type": "async" };
   const asked = await fetch("/txt2img", { method: "POST", headers, body: JSON.stringify(body) });
@@ -21,7 +21,11 @@ async () => {
   const told = [];
   await new Promise((resolve, reject) => {
     const events = new EventSource(`/sd-cloud/v1/tasks/${taskId}/events`);
-    events.addEventListener("progress", (one) => told.push({ type: "progress", ...JSON.parse(one.data) }));
+    events.addEventListener("progress", (one) => {
+      told.push({ type: "progress", ...JSON.parse(one.data) });
+      // It goes on until it was followed.
+      if (told.at(-1).state === "running") fetch("/sdapi/v1/interrupt", { method: "POST" });
+    });
     events.addEventListener("end", (one) => told.push({ type: "end", ...JSON.parse(one.data) }));
     // The stream's end is an error to an EventSource: it comes back, and is told that there is no more.
     events.addEventListener("error", () => events.readyState === EventSource.CLOSED && resolve());
@@ -34,7 +38,7 @@ async () => {
 
 @pytest.fixture
 def painting(tmp_path: Path) -> Iterator[Served]:
-    """A service whose engine takes a second: what is tested is not what it paints."""
+    """A service whose engine takes its time: what is tested is not what it paints."""
     with served(tmp_path, nowebui=True) as one:
         one.engine.step_seconds = 0.025
         yield one
@@ -48,7 +52,7 @@ def test_an_event_source_is_told_of_progress_and_the_end_once_and_closes_itself(
     assert [one["type"] for one in told].count("end") == 1 and told[-1]["type"] == "end"
     assert told[-1]["state"] == "succeeded"
     assert [one["role"] for one in told[-1]["pictures"]].count("image") == 4
-    assert any(one["state"] == "running" and one["steps"] == 40 for one in told)
+    assert any(one["state"] == "running" and one["steps"] == 1000 for one in told)
 
 
 def asked(painting: Served, prompt: str) -> str:

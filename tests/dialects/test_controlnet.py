@@ -97,8 +97,9 @@ async def test_it_waits_its_turn_and_can_be_cancelled(world: Native) -> None:
         return list(told)
 
     world.engine.step_seconds = 0.1
-    first = asyncio.create_task(world.post("txt2img", {"steps": 150, "width": 8, "height": 8}))
-    [running] = await tasks(1)
+    first = asyncio.create_task(world.post("txt2img", {"steps": 1000, "width": 8, "height": 8}))
+    while (running := (await tasks(1))[0])["state"] != "running":
+        await asyncio.sleep(0.01)
     waiting = asyncio.create_task(detect(world))
     [one, _] = await tasks(2)
     assert (one["kind"], one["state"]) == ("detect", "pending")

@@ -12,6 +12,7 @@ import pytest
 
 from sd_cloud.dialects.queue_results import Results
 from sd_cloud.store.messages import MessageStore
+from sd_cloud.store.queues import Message
 from tests.dialects.sdapi_world import native
 
 SINK = "/api/predict/sd_async/sink"
@@ -36,16 +37,20 @@ async def after(rounds: int) -> None:
         await asyncio.sleep(0)
 
 
-async def is_listening(heard: Heard) -> Callable[..., Any]:
-    while heard.tell is None:
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)
+async def is_waiting(heard: Heard, looked: asyncio.Event) -> Callable[..., Any]:
+    """Listening, and done with the first look."""
+    await looked.wait()
+    await after(10)
+    assert heard.tell is not None
     return heard.tell
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
 async def test_the_results_stop_when_the_service_does_also_as_one_arrives(rounds: int) -> None:
+    looked = asyncio.Event()
+
     async def nothing(*_: object) -> tuple[()]:
+        looked.set()
         return ()
 
     heard = Heard()
@@ -55,7 +60,7 @@ async def test_the_results_stop_when_the_service_does_also_as_one_arrives(rounds
     )
     messages: Any = SimpleNamespace(unfinished=nothing)
     running = asyncio.create_task(Results(seam, messages, SimpleNamespace(forget_dead=nothing)).run())  # type: ignore[arg-type]
-    tell = await is_listening(heard)
+    tell = await is_waiting(heard, looked)
     tell("a task")
     await after(rounds)
     running.cancel()
@@ -67,12 +72,20 @@ async def test_the_results_stop_when_the_service_does_also_as_one_arrives(rounds
 async def test_a_reader_who_hangs_up_as_a_message_arrives_has_taken_nothing(
     rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard = Heard()
+    heard, looked = Heard(), asyncio.Event()
+    read = MessageStore.read
+
+    async def seen(*asked: Any, **more: Any) -> list[Message]:
+        found = await read(*asked, **more)
+        looked.set()
+        return found
+
     async with native(tmp_path) as world:
         monkeypatch.setattr(MessageStore, "listen", lambda store, queue, hear: heard.listen(queue, hear))
+        monkeypatch.setattr(MessageStore, "read", seen)
         waits = {"_timeout_": "20s", "_auto_delete_": "true"}
         reading = asyncio.create_task(world.client.get(SINK, params=waits))
-        tell = await is_listening(heard)
+        tell = await is_waiting(heard, looked)
         assert (await world.client.post(SINK, content=b"kept")).status_code == 200
         tell()
         await after(rounds)

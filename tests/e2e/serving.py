@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -53,9 +54,8 @@ def standalone(
     until: str = "/readyz",
 ) -> Iterator[str]:
     """The service on a free port, ``until`` answered; its URL. Stopped with SIGTERM, it must exit with 0."""
-    port = free_port()
     log = data_dir / "service.log"
-    command = [sys.executable, "-m", "sd_cloud", "launch", "--port", str(port), "--data-dir", str(data_dir)]
+    command = [sys.executable, "-m", "sd_cloud", "launch", "--port", "0", "--data-dir", str(data_dir)]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, "--api", *([] if with_page else ["--nowebui"]), *flags],
@@ -64,13 +64,24 @@ def standalone(
             env={**os.environ, **(environment or {})},
         )
     try:
-        wait_until_ready(f"http://127.0.0.1:{port}{until}", process, log)
-        yield f"http://127.0.0.1:{port}"
+        url = url_said(process, log)
+        wait_until_ready(url + until, process, log)
+        yield url
     finally:
         process.send_signal(signal.SIGTERM)
         code = process.wait(60)
     assert code == 0, f"exit {code}: {log.read_text()[-3000:]}"
     assert not re.search(r"Traceback", log.read_text()), log.read_text()[-3000:]
+
+
+def url_said(process: subprocess.Popen[Any], log: Path) -> str:
+    """Where a service that was started with ``--port 0`` serves, by its log."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := re.search(r"serving on (\S+)\n", log.read_text()):
+            return found[1]
+        time.sleep(0.05)
+    raise AssertionError(log.read_text()[-3000:])
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sd_cloud import errors
 from sd_cloud.engines.base import EngineDied
 from sd_cloud.engines.child import ChildEngine
-from sd_cloud.job import Job, Progress
+from sd_cloud.job import Job, Outcome, Progress
 from sd_cloud.settings import settings_below
 from tests.fakes import scan
 
@@ -22,6 +22,14 @@ def job(prompt: str = "a cat", **payload: object) -> Job:
 
 def unheard(progress: Progress) -> None:
     pass
+
+
+async def running(engine: ChildEngine, **payload: object) -> asyncio.Task[Outcome]:
+    """A job that has begun."""
+    begun = asyncio.Event()
+    task = asyncio.create_task(engine.run(job(**payload), lambda progress: begun.set()))
+    await begun.wait()
+    return task
 
 
 @pytest.fixture
@@ -49,10 +57,7 @@ async def test_a_failing_job_leaves_the_engine_able_to_serve_the_next(engine: Ch
 
 
 async def test_unloading_waits_for_the_running_job_and_is_done_before_the_next(engine: ChildEngine) -> None:
-    first = asyncio.create_task(engine.run(job(steps=5, step_seconds=0.05), unheard))
-    while not engine.ready:
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)
+    first = await running(engine, steps=5, step_seconds=0.05)
     await engine.unload()
     assert (await first).info["unloaded"] == 0
     assert (await engine.run(job(), unheard)).info["unloaded"] == 1
@@ -65,25 +70,20 @@ async def test_an_engine_that_dies_takes_its_job_along_and_is_started_again(engi
 
 
 async def test_an_engine_that_is_killed_is_started_again(engine: ChildEngine) -> None:
-    running = asyncio.create_task(engine.run(job(steps=1000, step_seconds=0.01), unheard))
-    while not engine.ready:
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)
+    long = await running(engine, steps=10_000, step_seconds=0.01)
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
     with pytest.raises(EngineDied, match="SIGKILL"):
-        await running
+        await long
     assert (await engine.run(job(), unheard)).pictures
 
 
 async def test_an_engine_that_is_restarted_serves_and_is_watched_as_before(engine: ChildEngine) -> None:
-    running = asyncio.create_task(engine.run(job(steps=1000, step_seconds=0.01), unheard))
-    while not engine.ready:
-        await asyncio.sleep(0.01)
+    long = await running(engine, steps=10_000, step_seconds=0.01)
     first = engine.pid
     await engine.restart()
     with pytest.raises(EngineDied, match="SIGTERM"):
-        await running
+        await long
     assert (await engine.run(job(), unheard)).pictures and engine.pid != first
     with pytest.raises(EngineDied, match="exit code 3"):
         await engine.run(job("crash"), unheard)

@@ -324,12 +324,15 @@ async def test_after_the_first_refusal_nothing_more_is_fetched(settings: Setting
 async def test_links_of_one_job_are_fetched_side_by_side(settings: Settings) -> None:
     together = 0
     most = 0
+    two = asyncio.Event()
 
     async def counted(conversation: Conversation) -> None:
         nonlocal together, most
         together += 1
         most = max(most, together)
-        await asyncio.sleep(0.05)
+        if together > 1:
+            two.set()
+        await two.wait()
         together -= 1
         await conversation.answer(body=PICTURE)
 

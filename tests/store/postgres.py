@@ -40,12 +40,12 @@ def running(programs: Path, *, fsync: bool = False) -> Iterator[str]:
     user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
     if user:
         shutil.chown(folder, user)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     data = folder / "data"
     initdb = [programs / "initdb", "-D", data, "-U", "tests", "-A", "trust", "-E", "UTF8", "--no-sync"]
     subprocess.run(initdb, check=True, capture_output=True, user=user, cwd=folder)
+    with socket.socket() as free:  # not before it is needed: another one may get it meanwhile
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     command = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder]
     if not fsync:
         command.append("-F")
