@@ -87,6 +87,18 @@ async def test_a_chosen_script_takes_its_arguments_in_their_places(world: Native
     assert payload["script_args"] == expected
 
 
+async def test_a_style_is_written_shown_and_taken_out_again(world: Native) -> None:
+    browser = await Browser.opened(world)
+    style = {"txt2img_style": "ink", "txt2img_style_prompt": "ink, {prompt}"}
+    shown = await browser.result("txt2img_style_save", **style)
+    assert shown["txt2img_styles"]["choices"] == [["ink", "ink"]] and shown["txt2img_styles"]["visible"]
+    assert (await world.get("prompt-styles"))[0]["prompt"] == "ink, {prompt}"
+    shown = await browser.result("txt2img_style", "input", txt2img_style="ink")
+    assert shown["txt2img_style_prompt"] == "ink, {prompt}"
+    shown = await browser.result("txt2img_style_delete", txt2img_style="ink")
+    assert shown["txt2img_styles"]["choices"] == [] and await world.get("prompt-styles") == []
+
+
 async def test_an_axis_with_names_is_chosen_from_a_list(world: Native) -> None:
     browser = await Browser.opened(world)
     chosen = {f"{PLOT}x_type": "Checkpoint name"}

@@ -11,8 +11,8 @@ import pytest
 from sd_cloud.engines.diffusion.infotext import Names, Texts, infotext, quoted
 from sd_cloud.engines.diffusion.options import DEFAULTS, Options
 from sd_cloud.engines.diffusion.request import Request, parse_request
-from sd_cloud.engines.diffusion.styles import Style, apply_styles, read_styles
-from sd_cloud.errors import BadRequest
+from sd_cloud.engines.diffusion.styles import Style, apply_styles, read_styles, save_style
+from sd_cloud.errors import BadRequest, ServiceError
 from sd_cloud.job import Job
 
 PICTURE = "iVBORw0KGgo="
@@ -205,3 +205,41 @@ def test_a_style_stands_around_the_prompt_or_after_it() -> None:
         [],
     )
     assert apply_styles("", "", ["end", "none there"], styles) == ("warm", "cold", ["none there"])
+
+
+def test_a_style_is_written_where_it_is_and_a_new_one_into_the_first_file(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    one.write_text('name,text\n# a note,\nink,"ink, {prompt}"\n', "utf-8")
+    two.write_text("name,prompt,negative_prompt\noil,oil paint,blur\n", "utf-8-sig")
+    files = [str(one), str(two)]
+    before = two.read_bytes()
+    save_style(files, "oil", Style("oil on canvas", ""))
+    save_style(files, "  tusche ", Style('"black", 墨', "colour"))
+    save_style(files, "ink", None)
+    found = {name: style for name, style in read_styles(files).items() if style.prompt is not None}
+    assert found == {"oil": Style("oil on canvas", ""), "tusche": Style('"black", 墨', "colour")}
+    assert "# a note" in one.read_text("utf-8-sig") and "oil on canvas" in two.read_text("utf-8-sig")
+    assert (tmp_path / "two.csv.bak").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "one.csv",
+        "one.csv.bak",
+        "two.csv",
+        "two.csv.bak",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "style", "told"),
+    [
+        ("", Style("a", ""), "can't be the name"),
+        ("# note", Style("a", ""), "can't be the name"),
+        ("None", Style("a", ""), "can't be the name"),
+        ("ink", None, "there is no style 'ink'"),
+    ],
+)
+def test_a_style_that_cannot_be_written_is_told_and_no_file_made(
+    tmp_path: Path, name: str, style: Style | None, told: str
+) -> None:
+    with pytest.raises(ServiceError, match=told):
+        save_style([str(tmp_path / "*.csv")], name, style)
+    assert list(tmp_path.iterdir()) == []

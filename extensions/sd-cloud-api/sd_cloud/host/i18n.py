@@ -141,6 +141,16 @@ WORDS: dict[str, tuple[str, str]] = {
     "option_live_previews_enable": ("Show live previews", "显示实时预览"),
     "option_show_progress_every_n_steps": ("Preview every so many steps", "每隔多少步预览"),
     "script": ("Script", "脚本"),
+    "edit_styles": ("Edit styles", "编辑预设样式"),
+    "style_name": ("Style", "样式名称"),
+    "style_prompt": (
+        "Added to the prompt, or with {prompt} put around it",
+        "添加到提示词，或以 {prompt} 包裹提示词",
+    ),
+    "style_negative": ("The same for the negative prompt", "反向提示词同上"),
+    "style_from_prompts": ("Take the prompts", "使用当前提示词"),
+    "save": ("Save", "保存"),
+    "delete": ("Delete", "删除"),
 }
 
 #: What scripts call their arguments, in Chinese.

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import gradio as gr
 from PIL import Image
 
-from sd_cloud.engines.diffusion.styles import read_styles
+from sd_cloud.engines.diffusion.styles import Style, read_styles
 from sd_cloud.errors import CheckpointNotFound, NotAllowed, ServiceError
 from sd_cloud.host.native_side import native_side
 from sd_cloud.host.options import Options
@@ -34,14 +34,15 @@ class NativeJob(Protocol):
 
 @dataclass(frozen=True)
 class Fresh:
-    """A list to choose from, and what is in it now; one that is not there while it is empty."""
+    """A list to choose from, and what is in it now. While it is empty it is not there, unless ``always``."""
 
     dropdown: gr.Dropdown
     choices: Callable[[], list[str]]
+    always: bool = False
 
     def now(self) -> gr.Dropdown:
         choices = self.choices()
-        return gr.Dropdown(choices=choices, visible=bool(choices))
+        return gr.Dropdown(choices=choices, visible=self.always or bool(choices))
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,13 @@ class Page:
         return native_side(self.service.catalogue().checkpoint(title) if title else None)
 
     def styles(self) -> list[str]:
-        return [
-            name for name, one in read_styles(self.settings.styles_patterns).items() if one.prompt is not None
-        ]
+        return [name for name, one in self._styles().items() if one.prompt is not None]
+
+    def style(self, name: str) -> Style | None:
+        return self._styles().get(name)
+
+    def _styles(self) -> dict[str, Style]:
+        return read_styles(self.settings.styles_patterns)
 
 
 def owner_of(request: gr.Request) -> str:

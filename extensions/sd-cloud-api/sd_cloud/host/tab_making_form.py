@@ -18,6 +18,7 @@ from sd_cloud.host.page import SIDE_BY_SIDE, Fresh, Page, as_base64
 from sd_cloud.host.picture_field import picture_field
 from sd_cloud.host.tab_making_networks import controlnet_fields, prompt_pickers, with_unit
 from sd_cloud.host.tab_making_scripts import script_fields, soft_inpainting_fields, with_scripts
+from sd_cloud.host.tab_making_styles import style_fields
 from sd_cloud.job import Kind
 
 #: Fields of the form that are no request fields: pictures, which `Form.request` turns into base64, and
@@ -90,7 +91,8 @@ def form(kind: Kind, page: Page, prompt: Component, negative: Component) -> Form
     """Build the fields within the current context."""
     fields: dict[str, Component] = {"prompt": prompt, "negative_prompt": negative}
     inputs = _pictures(fields) if kind == "img2img" else None
-    fresh = [_sampling(fields, page, kind)]
+    fresh = style_fields(fields, page, kind)
+    _sampling(fields, page, kind)
     if kind == "txt2img":
         _hires(fields, page)
     _size(fields, page, kind)
@@ -138,13 +140,8 @@ def _pictures(fields: dict[str, Component]) -> gr.Tabs:
     return tabs
 
 
-def _sampling(fields: dict[str, Component], page: Page, kind: Kind) -> Fresh:
+def _sampling(fields: dict[str, Component], page: Page, kind: Kind) -> None:
     there = page.service.catalogue()
-    names = page.styles()
-    styles = gr.Dropdown(
-        names, multiselect=True, label=word("styles"), visible=bool(names), elem_id=f"{kind}_styles"
-    )
-    fields["styles"] = styles
     with gr.Row():
         samplers = [one.name for one in there.samplers]
         first = "DPM++ 2M" if "DPM++ 2M" in samplers else next(iter(samplers), None)
@@ -154,7 +151,6 @@ def _sampling(fields: dict[str, Component], page: Page, kind: Kind) -> Fresh:
         labels = [one.label for one in there.schedulers] or ["Automatic"]
         fields["scheduler"] = gr.Dropdown(labels, value=labels[0], label=word("scheduler"))
         fields["steps"] = gr.Slider(1, 150, 20, step=1, label=word("steps"), elem_id=f"{kind}_steps")
-    return Fresh(styles, page.styles)
 
 
 def _hires(fields: dict[str, Component], page: Page) -> None:
