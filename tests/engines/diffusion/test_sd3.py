@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sd_cloud.job import Job, Outcome
 from sd_cloud.settings import Settings, settings_below
 from tests.engines.diffusion.sd3_files import LAYOUTS, tiny_sd3, written
 
+GOLDEN = LAYOUTS.parents[1] / "golden" / "checkpoints"
 pytestmark = pytest.mark.skipif(not LAYOUTS.is_dir(), reason="needs shared/reference beside the repository")
 
 
@@ -45,6 +47,7 @@ def make(
     kind: str = "txt2img",
     family: dict[str, Any] | None = None,
     worker: DiffusionWorker | None = None,
+    checkpoint: str | None = None,
     **fields: Any,
 ) -> Outcome:
     payload = {
@@ -58,7 +61,9 @@ def make(
         **fields,
     }
     worker = worker or DiffusionWorker(settings)
-    return worker.run(Job(kind, payload, family=family or {}), lambda _: None, Control())  # type: ignore[arg-type]
+    return worker.run(
+        Job(kind, payload, family=family or {}, checkpoint=checkpoint), lambda _: None, Control()
+    )  # type: ignore[arg-type]
 
 
 def pixels(outcome: Outcome) -> np.ndarray[Any, Any]:
@@ -268,6 +273,28 @@ def test_samplers_over_timesteps_are_refused_by_name(settings: Settings, sampler
         BadRequest, match=f"^sampler_name: '{sampler}' does not work with SD 3; there are: .*Euler"
     ):
         make(settings, sampler_name=sampler)
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs shared/golden beside the repository")
+@pytest.mark.parametrize(
+    ("field", "more"),
+    [
+        ("refiner_checkpoint", {"refiner_switch_at": 0.3}),
+        ("hr_checkpoint_name", {"enable_hr": True, "hr_upscaler": "Latent", "hr_scale": 1}),
+        ("sd_vae", {}),
+    ],
+)
+def test_what_has_latents_of_other_channels_is_refused_by_its_field(
+    settings: Settings, field: str, more: dict[str, Any]
+) -> None:
+    checkpoint(settings)
+    for name in ("tiny-a.safetensors", "tiny-a.yaml"):
+        shutil.copy(GOLDEN / name, settings.folders.checkpoints[0])
+    settings.folders.vaes[0].mkdir(parents=True)
+    shutil.copy(GOLDEN / "tiny-vae.safetensors", settings.folders.vaes[0])
+    own = {field: "tiny-a"} if field != "sd_vae" else {"override_settings": {field: "tiny-vae.safetensors"}}
+    with pytest.raises(BadRequest, match=rf"^{field}: tiny-(a|vae)\.safetensors .*\b4\b.*\b16\b"):
+        make(settings, checkpoint="tiny-sd3", **own, **more)
 
 
 def test_img2img_of_no_strength_gives_the_picture_through_the_vae(settings: Settings) -> None:

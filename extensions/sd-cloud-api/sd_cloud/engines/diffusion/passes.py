@@ -189,11 +189,23 @@ class Passes:
             state.marks["Refiner"] = state.workshop.short_title(checkpoint)
             state.marks["Refiner switch at"] = refiner.switch_at
             anew = self.models.switch(checkpoint)
+            self._goes_on_with(guided.model.latent_channels, "refiner_checkpoint")
             self._merge_tokens()
             encoded = self._encode(second=plan.hires, networks=not anew)
             return Switch(self.models.current, encoded, self._alphas(self.models.current), anew)
 
         return refine
+
+    def _goes_on_with(self, channels: int, field: str) -> None:
+        """Raises BadRequest where the model at work cannot take over latents of that many channels."""
+        own = self.models.current.latent_channels
+        if own != channels:
+            name = self.models.checkpoint.name
+            raise BadRequest(
+                f"{name} has latents of {own} channels and cannot go on with those of {channels}: "
+                "take a checkpoint of the same family",
+                field=field,
+            )
 
     @contextmanager
     def _merging(self) -> Iterator[None]:
@@ -302,6 +314,7 @@ class Passes:
         controls = None if self.models.switch(second.checkpoint or state.checkpoint) else self.controls
         pixels = None
         if hires.is_latent(own):
+            self._goes_on_with(latent.shape[1], "hr_checkpoint_name")
             latent = hires.enlarge_latent(latent, own, second.target)
         else:
             assert images is not None

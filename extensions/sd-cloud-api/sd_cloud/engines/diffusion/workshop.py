@@ -23,6 +23,7 @@ from sd_cloud.engines.diffusion.lora import LoraShelf
 from sd_cloud.engines.diffusion.model import Model, Placement
 from sd_cloud.engines.diffusion.residency import Residents, release_memory
 from sd_cloud.engines.diffusion.taesd import NO_TINY, Tiny, TinyShelf
+from sd_cloud.errors import BadRequest
 from sd_cloud.settings import Settings
 
 SHORT_HASH_DIGITS = 10
@@ -74,8 +75,17 @@ class Workshop:
         return self.residents.model(checkpoint, storage)
 
     def coder(self, model: Model, vae: ModelFile | None, tiny: Tiny = NO_TINY) -> Coder:
-        """The VAE to use with a model: its own, or the one in a file; TAESD for what ``tiny`` does."""
+        """The VAE to use with a model: its own, or the one in a file; TAESD for what ``tiny`` does.
+
+        Raises BadRequest for a file that is for latents of other channels.
+        """
         chosen = model.vae if vae is None else self.residents.vae(Path(vae.filename))
+        if vae is not None and chosen.config.latent_channels != model.latent_channels:
+            raise BadRequest(
+                f"{vae.name} is for latents of {chosen.config.latent_channels} channels, the checkpoint's "
+                f"have {model.latent_channels}: take a VAE of its family, or None",
+                field="sd_vae",
+            )
         layout = model.layout
         return Coder(
             chosen, layout.latent_scale, layout.latent_shift, bring=lambda: model.bring(chosen), tiny=tiny
