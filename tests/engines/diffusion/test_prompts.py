@@ -16,6 +16,7 @@ from sd_cloud.engines.diffusion.prompt_grammar import (
     without_comments,
 )
 from sd_cloud.engines.diffusion.tokenizer import END, START, clip_tokenizer
+from sd_cloud.errors import BadRequest
 
 TEN = Timeline(10)
 
@@ -133,6 +134,7 @@ def test_text_is_made_plain_before_it_is_split() -> None:
 @dataclass(frozen=True)
 class Word:
     vectors: int
+    name: str = "word"
 
 
 def cut(text: str, *, words: dict[int, Word] | None = None, backtrack: int = 20, emphasis: bool = True):
@@ -194,6 +196,13 @@ def test_an_embedding_that_does_not_fit_begins_the_next_chunk() -> None:
     first, second = cut("dog " * 74 + "cat", words={2368: Word(3)})
     assert not first.places
     assert second.places[0].offset == 0
+
+
+def test_an_embedding_that_no_chunk_can_hold_is_refused_by_its_name() -> None:
+    (chunk,) = cut("cat", words={2368: Word(75)})
+    assert len(chunk.tokens) == 77
+    with pytest.raises(BadRequest, match=r"^prompt: embedding 'word' has 76 vectors; a chunk holds 75"):
+        cut("cat", words={2368: Word(76)})
 
 
 def test_the_first_emphasis_weighs_token_by_token_and_cuts_at_75() -> None:

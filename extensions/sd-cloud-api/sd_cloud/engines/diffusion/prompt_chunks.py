@@ -8,12 +8,16 @@ from typing import Protocol
 
 from sd_cloud.engines.diffusion.prompt_grammar import Span, parse_emphasis
 from sd_cloud.engines.diffusion.tokenizer import END, START
+from sd_cloud.errors import BadRequest
 
 CHUNK_TOKENS = 75
 
 
 class Found(Protocol):
     """A textual inversion as chunks see it: how many tokens it takes the place of."""
+
+    @property
+    def name(self) -> str: ...
 
     @property
     def vectors(self) -> int: ...
@@ -125,6 +129,9 @@ class _Cutter:
                 position += 1
                 continue
             embedding, length = found
+            if embedding.vectors > CHUNK_TOKENS:
+                size = f"{embedding.vectors} vectors; a chunk holds {CHUNK_TOKENS}"
+                raise BadRequest(f"embedding {embedding.name!r} has {size}", field="prompt")
             if len(self.open.tokens) + embedding.vectors > CHUNK_TOKENS:
                 self.close()
             self.open.places.append(Place(len(self.open.tokens), embedding))
