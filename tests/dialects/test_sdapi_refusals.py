@@ -34,6 +34,11 @@ async def world(tmp_path: Path) -> AsyncIterator[Native]:
         ({"script_name": "custom code"}, 501, "script_name"),
         ({"alwayson_scripts": {"adetailer": {"args": []}}}, 422, "Always on script adetailer not found"),
         (
+            {"alwayson_scripts": {"refiner": {"args": "x"}}},
+            422,
+            "alwayson_scripts.refiner.args: expected a list",
+        ),
+        (
             {"alwayson_scripts": {"seed": []}},
             422,
             'alwayson_scripts.seed: expected an object such as {"args"',
@@ -57,7 +62,14 @@ async def world(tmp_path: Path) -> AsyncIterator[Native]:
         ({"width": 0}, 422, "width: expected 8 to 16384, got 0"),
         ({"width": 16384, "height": 16384}, 422, "width, height: a picture of"),
         ({"width": 2048, "height": 2048, "enable_hr": True, "hr_scale": 8}, 422, "hr_scale"),
+        (
+            {"width": 64, "height": 64, "enable_hr": True, "hr_resize_x": 8, "hr_resize_y": 16384},
+            422,
+            "hr_resi",
+        ),
         ({"batch_size": 0}, 422, "batch_size"),
+        ({"eta": 1e30}, 422, "eta: expected 0 to 1000, got 1e+30"),
+        ({"s_noise": 1e30}, 422, "s_noise: expected -1000 to 1000"),
         ({"n_iter": -1}, 422, "n_iter"),
         ({"batch_size": 60, "n_iter": 60}, 422, "3600 pictures"),
         ({"seed": 2**63}, 422, "seed"),

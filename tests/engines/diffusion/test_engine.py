@@ -451,6 +451,10 @@ def test_a_pickle_of_tensors_is_a_checkpoint_like_any(worker: Any, data_dir: Pat
         ({"sampler_name": "UniPC", "steps": 2}, "steps", "at least 3"),
         ({"override_settings": {"CLIP_stop_at_last_layers": "two"}}, "CLIP_stop", "whole number"),
         ({"prompt": "<lora:tiny-style:much>"}, "prompt", "much"),
+        ({"prompt": "<lora:tiny-style:nan>"}, "prompt", "-1000 to 1000"),
+        ({"prompt": "<lora:tiny-style:1:1:inf>"}, "prompt", "-1000 to 1000"),
+        ({"override_settings": {"eta_noise_seed_delta": 10**30}}, "eta_noise_seed_delta", "2.62"),
+        ({"enable_hr": True, "hr_resize_x": 7}, "hr_resize_x", "7x7 pixels"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_field_and_what_there_is(

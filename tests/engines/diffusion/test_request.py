@@ -113,6 +113,10 @@ def test_sampler_numbers_come_from_the_options_and_zero_means_no_upper_limit() -
         ({"prompt": 7}, "prompt"),
         ({"enable_hr": True, "hr_scheduler": "Linear"}, "hr_scheduler"),
         ({"seed": "abc"}, "seed"),
+        (
+            {"alwayson_scripts": {"refiner": {"args": [True, "other", "x"]}}},
+            "alwayson_scripts.refiner.args[2]",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_field(payload: dict[str, Any], field: str) -> None:

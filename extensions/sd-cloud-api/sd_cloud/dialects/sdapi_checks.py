@@ -38,12 +38,15 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "width": (8, LIMIT_SIDE_PIXELS),
     "height": (8, LIMIT_SIDE_PIXELS),
     "steps": (1, 1000),
-    "batch_size": (1, 64),
+    "batch_size": (1, 128),
     "n_iter": (1, LIMIT_PICTURES),
     "seed": (-1, 2**63 - 1),
     "subseed": (-1, 2**63 - 1),
     "subseed_strength": (0, 1),
     "denoising_strength": (0, 1),
+    "eta": (0, 1000),
+    "s_noise": (-1000, 1000),
+    "initial_noise_multiplier": (-1000, 1000),
     "cfg_scale": (-1000, 1000),
     "image_cfg_scale": (-1000, 1000),
     "refiner_switch_at": (0, 1),
@@ -109,12 +112,13 @@ def check_values(value: Any, field: str = "") -> None:
 
 
 def _check_sizes(payload: Mapping[str, Any], limit_pixels: int) -> None:
-    pixels = int(payload["width"]) * int(payload["height"])
-    where = "width, height"
+    width, height = int(payload["width"]), int(payload["height"])
+    pixels, where = width * height, "width, height"
     if payload.get("enable_hr"):
         x, y = payload.get("hr_resize_x") or 0, payload.get("hr_resize_y") or 0
-        scaled = pixels * float(payload.get("hr_scale") or 1) ** 2
-        pixels = max(pixels, int(x * y if x and y else scaled))
+        # Enlarged until it covers both sides; what is too much is cut afterwards.
+        scale = max(x / width, y / height) or float(payload.get("hr_scale") or 1)
+        pixels = max(pixels, int(pixels * scale**2))
         where = "hr_scale, hr_resize_x, hr_resize_y"
     if pixels > limit_pixels:
         raise BadRequest(f"a picture of {pixels} pixels is more than {limit_pixels}", field=where)
@@ -224,8 +228,12 @@ def _check_scripts(kind: Kind, payload: dict[str, Any], catalogue: Catalogue) ->
             raise BadRequest("Cannot have a selectable script in the always on scripts params", field=field)
         if name.lower() not in always_on(kind):
             raise _no_script(f"Always on script {name}", name, always_on(kind), field)
-        if not isinstance(given, Mapping) and name.lower() != CONTROLNET:  # which has its own rules
+        if name.lower() == CONTROLNET:  # which has its own rules
+            continue
+        if not isinstance(given, Mapping):
             raise BadRequest('expected an object such as {"args": []}', field=field)
+        if not isinstance(given.get("args") or [], list):
+            raise BadRequest("expected a list", field=f"{field}.args")
 
 
 def scripts_of(kind: Kind, catalogue: Catalogue) -> list[str]:

@@ -16,6 +16,7 @@ from sd_cloud.engines.diffusion import pictures
 from sd_cloud.engines.diffusion.latents import to_unit
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.request import Hires, Request
+from sd_cloud.errors import BadRequest
 
 LATENT_PIXELS = 8
 LATENT_UPSCALERS: dict[str, tuple[str, bool]] = {
@@ -58,7 +59,19 @@ class HiresPlan:
 
 
 def target_size(request: Request, hires: Hires, marks: MutableMapping[str, Any]) -> Target:
-    """From the scale, or from one or both sides (then the longer fit is cut)."""
+    """From the scale, or from one or both sides (then the longer fit is cut). Raises BadRequest."""
+    target = _target_size(request, hires, marks)
+    kept = (target.width - target.cut_x * LATENT_PIXELS, target.height - target.cut_y * LATENT_PIXELS)
+    if min(kept) < LATENT_PIXELS:
+        size = f"{kept[0]}x{kept[1]}"
+        raise BadRequest(
+            f"the second pass would be {size} pixels; a side has at least {LATENT_PIXELS}",
+            field="hr_resize_x, hr_resize_y",
+        )
+    return target
+
+
+def _target_size(request: Request, hires: Hires, marks: MutableMapping[str, Any]) -> Target:
     width, height = request.width, request.height
     if not (hires.resize_x or hires.resize_y):
         marks["Hires upscale"] = hires.scale

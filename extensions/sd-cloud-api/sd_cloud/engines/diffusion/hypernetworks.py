@@ -20,7 +20,7 @@ from sd_cloud.engines.base import Catalogue, ModelFile
 from sd_cloud.engines.diffusion.model import Model
 from sd_cloud.engines.diffusion.prompt_grammar import NetworkCall
 from sd_cloud.engines.diffusion.weights_file import read_pickle
-from sd_cloud.errors import BadRequest, CheckpointBroken
+from sd_cloud.errors import CheckpointBroken
 
 FILES_IN_MEMORY = 4
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -56,13 +56,7 @@ def wanted_hypernetworks(
         if file is None:
             missing.append(name)
             continue
-        try:
-            found.append(Wanted(file, float(call.positional[1]) if len(call.positional) > 1 else 1.0))
-        except ValueError as error:
-            text = call.positional[1]
-            raise BadRequest(
-                f"<hypernet:{name}:…> has {text!r} where a number belongs", field="prompt"
-            ) from error
+        found.append(Wanted(file, call.number(call.positional[1]) if len(call.positional) > 1 else 1.0))
     return found, missing
 
 

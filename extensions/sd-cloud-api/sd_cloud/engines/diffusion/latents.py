@@ -49,7 +49,10 @@ class Coder:
         webui's ``auto_vae_precision`` does. Raises EngineFailed when that does not help either.
         """
         if bool(latents.isnan().all()):
-            raise EngineFailed("the U-Net gave nothing but NaN; --no-half may help with this checkpoint")
+            raise EngineFailed(
+                "the U-Net gave nothing but NaN: a file at work (checkpoint, LoRA, embedding) is damaged, "
+                "a number of the request is too large, or half precision is too little (--no-half)"
+            )
         if self._tiny.decoder is not None:
             return decode_tiny(self._tiny.decoder, latents)
         self._bring()

@@ -22,7 +22,7 @@ from sd_cloud.engines.diffusion.lora_keys import TEXT_PREFIXES, Layer, find_laye
 from sd_cloud.engines.diffusion.model import Model
 from sd_cloud.engines.diffusion.prompt_grammar import NetworkCall
 from sd_cloud.engines.diffusion.weights_file import Tensors, read_tensors
-from sd_cloud.errors import BadRequest, CheckpointBroken
+from sd_cloud.errors import CheckpointBroken
 
 FILES_IN_MEMORY = 4
 ATTENTION = re.compile(
@@ -60,13 +60,12 @@ def wanted_loras(calls: Sequence[NetworkCall], catalogue: Catalogue) -> tuple[li
             missing.append(name)
             continue
         named = dict(call.named)
-        text = _number(named.get("te", call.positional[1] if len(call.positional) > 1 else "1"), name)
+        text = call.number(named.get("te", call.positional[1] if len(call.positional) > 1 else "1"))
         unet_text = named.get("unet", call.positional[2] if len(call.positional) > 2 else None)
-        unet = text if unet_text is None else _number(unet_text, name)
+        unet = text if unet_text is None else call.number(unet_text)
         rank_text = named.get("dyn", call.positional[3] if len(call.positional) > 3 else None)
-        found.append(
-            Wanted(name, file, text, unet, None if rank_text is None else int(_number(rank_text, name)))
-        )
+        rank = None if rank_text is None else int(call.number(rank_text))
+        found.append(Wanted(name, file, text, unet, rank))
     # A file is loaded once: called for twice, it counts twice, both times with the later numbers.
     latest = {one.name: one for one in found}
     return [latest[one.name] for one in found], missing
@@ -75,13 +74,6 @@ def wanted_loras(calls: Sequence[NetworkCall], catalogue: Catalogue) -> tuple[li
 def _find(name: str, files: Sequence[ModelFile]) -> ModelFile | None:
     by_name = next((one for one in files if one.name == name), None)
     return by_name or next((one for one in files if one.extra.get("alias") == name), None)
-
-
-def _number(text: str, name: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise BadRequest(f"<lora:{name}:…> has {text!r} where a number belongs", field="prompt") from error
 
 
 def short_hash(file: ModelFile, hashes: HashBook) -> str:

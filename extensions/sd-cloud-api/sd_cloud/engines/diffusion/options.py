@@ -128,6 +128,10 @@ DEFAULTS: dict[str, Any] = {
 """What the engine reads, as a fresh webui 1.10.1 has it (its ``/sdapi/v1/options``)."""
 
 
+LIMIT_NUMBER = 2**62
+"""What a tensor and a seed hold, with room for another added to it."""
+
+
 class Options:
     """Options of one job: ``override_settings``, then the job's snapshot, then the defaults.
 
@@ -162,16 +166,21 @@ class Options:
         return bool(value)
 
     def number(self, name: str) -> float:
-        value = self.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _wrong(name, value, "a number")
-        return value  # as it was written: infotexts tell 5 from 5.0
+        return self._number(name, "a number")  # as it was written: infotexts tell 5 from 5.0
 
     def whole(self, name: str) -> int:
-        value = self.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        value = self._number(name, "a whole number")
+        if value != int(value):
             raise _wrong(name, value, "a whole number")
         return int(value)
+
+    def _number(self, name: str, wanted: str) -> float:
+        value = self.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise _wrong(name, value, wanted)
+        if not abs(value) <= LIMIT_NUMBER:
+            raise _wrong(name, value, "at most 2^62, above or below 0")
+        return value
 
     def text(self, name: str) -> str:
         value = self.get(name)

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from sd_cloud.errors import BadRequest
+
 ROUND = 1.1
 SQUARE = 1 / 1.1
 
@@ -19,6 +21,7 @@ SQUARE = 1 / 1.1
 # --- extra networks -----------------------------------------------------------------------------
 
 NETWORK = re.compile(r"<(\w+):([^>]+)>")
+LIMIT_NETWORK_NUMBER = 1000
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,18 @@ class NetworkCall:
     kind: str
     positional: tuple[str, ...]
     named: tuple[tuple[str, str], ...] = ()
+
+    def number(self, text: str) -> float:
+        """One of the numbers in it. Raises BadRequest for what is none, and for one beyond all use."""
+        call = f"<{self.kind}:{self.positional[0] if self.positional else ''}:…>"
+        try:
+            number = float(text)
+        except ValueError as error:
+            raise BadRequest(f"{call} has {text!r} where a number belongs", field="prompt") from error
+        if not abs(number) <= LIMIT_NETWORK_NUMBER:  # also where it is nan
+            limit = f"{-LIMIT_NETWORK_NUMBER} to {LIMIT_NETWORK_NUMBER}"
+            raise BadRequest(f"{call} has {text!r} where {limit} is expected", field="prompt")
+        return number
 
 
 def split_networks(prompt: str) -> tuple[str, tuple[NetworkCall, ...]]:

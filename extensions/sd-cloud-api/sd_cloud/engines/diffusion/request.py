@@ -250,7 +250,7 @@ def _hires(fields: Fields) -> Hires:
     old_way = bool(fields.whole("firstphase_width", 0) and fields.whole("firstphase_height", 0))
     return Hires(
         upscaler=fields.text("hr_upscaler") or None,
-        scale=_given(fields.number("hr_scale", 2.0, least=1.0, most=16.0)),
+        scale=_given(fields.number("hr_scale", 2.0, least=0.05, most=16.0)),
         steps=fields.whole("hr_second_pass_steps", 0, least=0, most=1000),
         resize_x=fields.whole(
             "hr_resize_x", fields.whole("width", 512) if old_way else 0, least=0, most=side
@@ -300,6 +300,10 @@ def _refiner(fields: Fields) -> Refiner | None:
     if isinstance(own, dict) and isinstance(own.get("args"), list):
         enabled, name, share = (*own["args"], None, None, None)[:3]
         checkpoint, switch_at = (str(name or ""), share) if enabled else ("", None)
+        if isinstance(switch_at, bool) or not isinstance(switch_at, int | float | None):
+            raise BadRequest(
+                f"expected a share of 0 to 1, not {share!r:.80}", field="alwayson_scripts.refiner.args[2]"
+            )
     if checkpoint in ("", "None", "none"):
         return None
     return Refiner(checkpoint, None if switch_at is None else float(switch_at))
