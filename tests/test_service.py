@@ -235,6 +235,32 @@ async def test_a_job_whose_pictures_are_being_saved_is_not_cancelled_any_more(
     assert (await service.task(one.id)).state == "succeeded"
 
 
+async def test_a_job_that_is_being_recorded_when_news_may_have_been_missed_is_not_taken_for_gone(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, looked, waited_for = service.store, asyncio.Event(), asyncio.Event()
+    add, get = store.add, store.get
+
+    async def meanwhile(*asked: Any, **more: Any) -> Any:
+        store.database._tell_all()  # as when the listening connection is opened
+        await looked.wait()
+        return await add(*asked, **more)
+
+    async def slowly(task_id: str) -> Any:
+        found = await get(task_id)
+        looked.set()
+        await waited_for.wait()
+        return found
+
+    monkeypatch.setattr(store, "add", meanwhile)
+    monkeypatch.setattr(store, "get", slowly)
+    task_id = await service.submit(job())
+    waiter = asyncio.create_task(service.result(task_id))
+    await asyncio.sleep(0)
+    waited_for.set()
+    assert (await waiter).pictures
+
+
 async def test_an_interrupted_job_keeps_what_is_there(service: Service) -> None:
     long = job(payload={"steps": 10_000, "step_seconds": 0.01})
     waiter = asyncio.create_task(service.run(long))

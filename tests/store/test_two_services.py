@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -16,22 +16,33 @@ from tests.fakes import PaintEngine
 from tests.store.conftest import Open
 from tests.test_service import NoInputs, NoOutputs, until
 
+Started = Callable[[PaintEngine], Service]
+
 
 def job(**payload: object) -> Job:
     return Job("txt2img", {"prompt": "a cat", "seed": 7, **payload}, target=Target("task"))
 
 
 @pytest.fixture
-async def services(open_one: Open, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Service, Service]]:
-    """One with an engine, one that only accepts and asks."""
+async def started(open_one: Open, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Started]:
+    """Services on one store, begun but for their first round of the event loop."""
     monkeypatch.setattr(delivery, "NOTED_SECONDS", 0.02)
-    works = Service(PaintEngine(), store=SqlStore(open_one()), inputs=NoInputs(), outputs=NoOutputs())
-    asks = Service(PaintEngine(slots=0), store=SqlStore(open_one()), inputs=NoInputs(), outputs=NoOutputs())
-    works.start()
-    asks.start()
-    yield works, asks
-    for one in (works, asks):
+    services: list[Service] = []
+
+    def start(engine: PaintEngine) -> Service:
+        services.append(Service(engine, store=SqlStore(open_one()), inputs=NoInputs(), outputs=NoOutputs()))
+        services[-1].start()
+        return services[-1]
+
+    yield start
+    for one in services:
         await one.stop()
+
+
+@pytest.fixture
+async def services(started: Started) -> tuple[Service, Service]:
+    """One with an engine, one that only accepts and asks."""
+    return started(PaintEngine()), started(PaintEngine(slots=0))
 
 
 async def test_a_task_that_another_process_runs_is_followed_to_its_end(
@@ -81,10 +92,11 @@ async def test_a_task_is_cancelled_from_the_process_that_does_not_run_it(
 
 
 async def test_a_task_cancelled_elsewhere_while_it_is_being_taken_is_cancelled(
-    services: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch
+    started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    works, asks = services
-    claim, taken, heard = works.store.claim, asyncio.Event(), asyncio.Event()
+    works, asks = started(PaintEngine()), started(PaintEngine(slots=0))
+    claim, cancel = works.store.claim, works._delivery.cancel
+    taken, heard = asyncio.Event(), asyncio.Event()
 
     async def claimed(**loaded: Any) -> Any:
         task = await claim(**loaded)
@@ -92,8 +104,6 @@ async def test_a_task_cancelled_elsewhere_while_it_is_being_taken_is_cancelled(
             taken.set()
             await heard.wait()
         return task
-
-    cancel = works._delivery.cancel
 
     async def cancelled(task_id: str) -> None:
         await cancel(task_id)

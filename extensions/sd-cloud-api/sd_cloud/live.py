@@ -17,15 +17,16 @@ class Live:
     """A task that somebody waits for here, or that runs here.
 
     ``prepared``: its inputs are in ``job``. ``ours``: accepted or run by this process, else somebody
-    asks here for a task of another one. ``started``: monotonic seconds when the engine took
-    it; None while it waits or runs in another process. ``within`` and ``failed_within`` are what
-    came of the jobs that a replayed call asked for. ``told`` is called, by any thread, whenever those who
-    wait for a change are told of one.
+    asks here for a task of another one. ``recorded``: the store has it. ``started``: monotonic seconds
+    when the engine took it; None while it waits or runs in another process. ``within`` and
+    ``failed_within`` are what came of the jobs that a replayed call asked for. ``told`` is called, by any
+    thread, whenever those who wait for a change are told of one.
     """
 
     job: Job
     done: asyncio.Future[Outcome]
     ours: bool = True
+    recorded: bool = True
     askers: int = 0
     prepared: bool = False
     started: float | None = None

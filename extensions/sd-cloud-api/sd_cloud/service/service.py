@@ -144,7 +144,8 @@ class Service:
             raise errors.ShuttingDown("the service is stopping; send the request to another instance")
         self.start()
         job = await self._preparing.check(self._with_options(job))
-        self._under_way.begin(job)  # before it is recorded: its end may come at any time
+        live = self._under_way.begin(job)  # before it is recorded: its end may come at any time
+        live.recorded = False
         try:
             task = await self.store.add(
                 job, limit=self.queue_limit, kept=is_kept(job), idempotency=idempotency, beside=beside
@@ -152,6 +153,7 @@ class Service:
         except BaseException:
             self._under_way.drop(job.id)
             raise
+        live.recorded = True
         if task.id != job.id:
             self._under_way.drop(job.id)
             return task.id

@@ -147,10 +147,14 @@ class UnderWay:
                 live.tell()
 
     async def _take_result(self, task_id: str) -> None:
+        looking = self._live.get(task_id)
+        recorded = looking is None or looking.recorded
         task = await self.store.get(task_id)
         live = self._live.get(task_id)
         if live is None or live.started is not None or (task is not None and not task.over):
             return
+        if task is None and not recorded:
+            return  # it was not there yet: its end is yet to be announced
         self.drop(task_id)
         if task is None:
             live.fail(errors.TaskNotFound(f"no task {task_id!r}"))
