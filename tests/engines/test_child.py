@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,6 +117,29 @@ async def test_a_job_can_be_cancelled_while_the_engine_is_still_starting(engine:
     assert not engine.ready and await engine.cancel(early.id)
     with pytest.raises(errors.Cancelled):
         await running
+
+
+async def test_a_job_cancelled_while_it_is_on_its_way_to_the_engine_does_not_run_there(
+    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_its_way, go_on, send = asyncio.Event(), threading.Event(), engine._send
+    loop = asyncio.get_running_loop()
+
+    def slowly(message: tuple[Any, ...]) -> None:
+        if message[0] == "run":
+            loop.call_soon_threadsafe(on_its_way.set)
+            go_on.wait()
+        send(message)
+
+    monkeypatch.setattr(engine, "_send", slowly)
+    endless = job(steps=1_000_000, step_seconds=0.01)
+    cancelled = asyncio.create_task(engine.run(endless, unheard))
+    await on_its_way.wait()
+    assert await engine.cancel(endless.id)
+    go_on.set()
+    with pytest.raises(errors.Cancelled):
+        await cancelled
+    assert (await engine.run(job(), unheard)).pictures
 
 
 async def test_an_engine_that_does_not_come_up_says_how_it_ended(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -122,6 +123,9 @@ class ChildEngine:
             if not done.done():
                 await asyncio.to_thread(self._send, ("run", job))
                 self._sent.add(job.id)
+                if done.done():  # cancelled while it was on its way: the child has it all the same
+                    with suppress(EngineDied):
+                        await asyncio.to_thread(self._send, ("ask", job.id, "cancel"))
             return await done
         finally:
             self._jobs.pop(job.id, None)
@@ -194,12 +198,13 @@ class ChildEngine:
         assert self._loop is not None
         try:
             while True:
-                message = pipe.recv()
-                self._loop.call_soon_threadsafe(self._heard, message)
+                self._loop.call_soon_threadsafe(self._heard, pipe.recv())
         except (EOFError, OSError):
             pass
+        except RuntimeError:  # that loop is closed: nobody is there to hear it
+            return
         process.join()
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._died, process)
 
     def _heard(self, message: tuple[Any, ...]) -> None:
