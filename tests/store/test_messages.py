@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -168,6 +169,31 @@ async def test_truncating_a_long_queue_is_one_statement(store: MessageStore, dat
     assert sorted(await store.truncate(SINK, kept)) == ["t0", "t20000"]
     assert [one.data for one in await all_of(store)] == [b"kept"]
     assert len([one for one in said if one.startswith("DELETE FROM messages")]) == 1
+
+
+async def test_transactions_that_wait_for_each_other_are_both_done(
+    store: MessageStore, database: Database
+) -> None:
+    if database.sqlite:
+        pytest.skip("it has one writer")
+    indexes = await put(store, b"1", b"2")
+    both, begun = threading.Barrier(2), []
+
+    def crossing(order: list[int]) -> Callable[[Connection], list[int]]:
+        def work(connection: Connection) -> list[int]:
+            connection.execute(text("SET LOCAL deadlock_timeout = '20ms'"))
+            begun.append(order)
+            for index in order:
+                connection.execute(select(messages).where(messages.c.number == index).with_for_update())
+                if index == order[0] and begun.count(order) == 1:
+                    both.wait()
+            return order
+
+        return work
+
+    orders = [indexes, indexes[::-1]]
+    assert await asyncio.gather(*(database.write(crossing(one)) for one in orders)) == orders
+    assert len(begun) > 2
 
 
 # -- pushing --------------------------------------------------------------------------------------

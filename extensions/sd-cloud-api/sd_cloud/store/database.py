@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DataError, SQLAlchemyError
+from sqlalchemy.exc import DataError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from sd_cloud.errors import BadRequest
@@ -39,6 +39,8 @@ SQLITE_READERS = 2
 LOOK_SECONDS = 0.5
 POSTGRES_CONNECTIONS = 8
 CHANNEL = "sd_cloud"
+#: PostgreSQL's word for it, and how often a transaction that met one is begun.
+DEADLOCK, DEADLOCK_TRIES = "40P01", 10
 FILE_NAME = "sd-cloud.sqlite"
 MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -74,14 +76,29 @@ class Database:
     # -- transactions -------------------------------------------------------------------------
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        """Run ``work`` in a transaction that may write; what it announced is told afterwards."""
+        """Run ``work`` in a transaction that may write; what it announced is told afterwards.
+
+        It may be run more than once: see :meth:`write_now`.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._writing, self.write_now, work)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reading, self.read_now, work)
 
     def write_now(self, work: Callable[[Connection], T]) -> T:
-        """The same from a thread (the command line, the tests)."""
+        """The same from a thread (the command line, the tests).
+
+        What PostgreSQL ended because it and another transaction waited for each other is done again.
+        """
+        for _ in range(DEADLOCK_TRIES - 1):
+            try:
+                return self._written(work)
+            except OperationalError as error:
+                if getattr(error.orig, "sqlstate", None) != DEADLOCK:
+                    raise
+        return self._written(work)
+
+    def _written(self, work: Callable[[Connection], T]) -> T:
         with self.engine.connect().execution_options(sd_cloud_writes=True) as connection:
             with connection.begin(), _kept_out():
                 connection.info["announced"] = []

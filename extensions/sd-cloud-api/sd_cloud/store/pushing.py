@@ -99,7 +99,7 @@ class Pushing:
         Raises NotWatching when it has left, or was taken for dead.
         """
 
-        def work(connection: Connection) -> list[Message]:
+        def work(connection: Connection) -> list[Message] | None:
             held = connection.execute(_HELD, {"connection": consumer.connection}).scalar_one_or_none()
             if held is None:
                 raise NotWatching
@@ -110,13 +110,13 @@ class Pushing:
                 "declined": list(refused),
             }  # fmt: skip
             room = consumer.window - held
-            while found := rows.with_tags(connection, _UNDELIVERED, consumer.tags, room, values):
-                delivered = self._delivered(connection, consumer, found)
-                if delivered:
-                    return delivered
-            return []
+            found = rows.with_tags(connection, _UNDELIVERED, consumer.tags, room, values)
+            return self._delivered(connection, consumer, found) or None if found else []
 
-        return await self._database.write(work)
+        # Others were quicker: another look, in a transaction that has locked nothing yet.
+        while (delivered := await self._database.write(work)) is None:
+            pass
+        return delivered
 
     def _delivered(
         self, connection: Connection, consumer: Consumer, found: Sequence[Message]
