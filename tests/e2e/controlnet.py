@@ -1,4 +1,4 @@
-"""Control models for the golden checkpoint `tiny-a`: a ControlNet, and a T2I-Adapter.
+"""Control models for the golden checkpoints of SD 1 and 2: a ControlNet, and a T2I-Adapter.
 
 Both in the layout of the public ones. sd-webui-controlnet builds every ControlNet 320 channels wide,
 which does not go onto a U-Net of 32; an adapter has the width of its file there.
@@ -21,12 +21,12 @@ HINT = ((3, 16), (16, 16), (16, 32), (32, 32), (32, 96), (96, 96), (96, 256), (2
 WIDTHS = (32, 32, 32, 32, 64, 64, 64, 128, 128, 128, 128, 128)
 
 
-def write_controlnet(path: Path) -> None:
+def write_controlnet(path: Path, checkpoint: str = "tiny-a") -> None:
     """The U-Net's own encoder with a random hint reader: it changes a picture, and sensibly nothing."""
     random = np.random.default_rng(11)
     tensors = {
         key[len(UNET) :]: value.astype(np.float32)
-        for key, value in load_file(GOLDEN / "checkpoints" / "tiny-a.safetensors").items()
+        for key, value in load_file(GOLDEN / "checkpoints" / f"{checkpoint}.safetensors").items()
         if key.startswith(tuple(UNET + part for part in ENCODER))
     }
     for place, (before, after) in enumerate(HINT):

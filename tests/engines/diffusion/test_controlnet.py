@@ -14,17 +14,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sd_cloud.engines.base import ModelFile
-from sd_cloud.engines.diffusion.controlnet.call import inpaint_hint
-from sd_cloud.engines.diffusion.controlnet.control import (
-    Call,
+from sd_cloud.engines.diffusion.controlnet.call import Call, inpaint_hint
+from sd_cloud.engines.diffusion.controlnet.control import Control
+from sd_cloud.engines.diffusion.controlnet.maps import (
     Canvas,
-    Control,
-    ControlNetShelf,
-    Surroundings,
-    prepare,
+    fit,
+    map_seed,
+    perfect_resolution,
+    thin,
+    unit_image,
 )
-from sd_cloud.engines.diffusion.controlnet.maps import fit, map_seed, perfect_resolution, thin, unit_image
 from sd_cloud.engines.diffusion.controlnet.model import load_controlnet
+from sd_cloud.engines.diffusion.controlnet.preparing import Surroundings, prepare
+from sd_cloud.engines.diffusion.controlnet.shelf import ControlNetShelf
 from sd_cloud.engines.diffusion.controlnet.units import ControlUnit
 from sd_cloud.engines.diffusion.model import Model, Placement, load_model
 from sd_cloud.engines.diffusion.preprocess.table import MODULES
@@ -268,11 +270,11 @@ def test_a_controlnet_of_another_family_is_refused(bench: Bench) -> None:
 
 
 def test_a_loaded_network_is_kept_and_let_go(bench: Bench) -> None:
-    first = bench.prepare(unit()).steerings[0].network
-    assert bench.prepare(unit()).steerings[0].network is first
+    first = bench.prepare(unit()).units[0].network
+    assert bench.prepare(unit()).units[0].network is first
     bench.options["control_net_model_cache_size"] = 0
     bench.shelf.clear()
-    assert bench.prepare(unit()).steerings[0].network is not bench.prepare(unit()).steerings[0].network
+    assert bench.prepare(unit()).units[0].network is not bench.prepare(unit()).units[0].network
 
 
 # --- steering -----------------------------------------------------------------------------------
@@ -368,8 +370,8 @@ def test_the_hires_pass_has_its_own_map_and_choice(bench: Bench) -> None:
     low = bench.prepare(unit(hires="Low res only"), canvas=canvas)
     assert low.residuals(large) is None and low.residuals(call()) is not None
     edges = bench.prepare(unit(module=MODULES["canny"], threshold_a=1, threshold_b=2), canvas=canvas)
-    assert edges.steerings[0].layer_weights(13, hires=True)[0] == pytest.approx(0.825**12)
-    assert edges.steerings[0].layer_weights(13, hires=False)[0] == 1.0
+    assert edges.units[0].layer_weights(13, hires=True)[0] == pytest.approx(0.825**12)
+    assert edges.units[0].layer_weights(13, hires=False)[0] == 1.0
 
 
 # --- maps ---------------------------------------------------------------------------------------
@@ -481,17 +483,32 @@ def test_inpaint_only_keeps_what_is_outside_its_mask(model: Model, bench: Bench)
     corrected = control.correct(noise, at, model.alphas_cumprod)
     alpha = model.alphas_cumprod[500]
     pointed_to = (at.latents - (1 - alpha).sqrt() * corrected) / alpha.sqrt()
-    own = bench.encode(control.steerings[0].hint[:, :3] * 2 - 1)
+    own = bench.encode(control.units[0].hint[:, :3] * 2 - 1)
     torch.testing.assert_close(pointed_to[..., :4], own[..., :4].expand(2, -1, -1, -1), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(corrected[..., 6:], noise[..., 6:], rtol=1e-3, atol=1e-3)
     made = torch.rand(2, 3, 64, 64)
     finished = control.finish(made)
-    torch.testing.assert_close(
-        finished[..., :30], control.steerings[0].hint[:, :3, :, :30].expand(2, -1, -1, -1)
-    )
+    torch.testing.assert_close(finished[..., :30], control.units[0].hint[:, :3, :, :30].expand(2, -1, -1, -1))
     torch.testing.assert_close(finished[..., 50:], made[..., 50:])
     (shown,) = control.maps
     assert shown.image is not None and shown.image.mode == "RGBA"
+
+
+@torch.no_grad()
+def test_a_picture_of_several_units_is_encoded_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[torch.Tensor] = []
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        encoded.append(pixels)
+        return torch.zeros(1, 4, 8, 8)
+
+    monkeypatch.setattr(bench, "encode", encode)
+    fixed = unit(module=MODULES["tile_colorfix"], threshold_a=3.0)
+    control = bench.prepare(fixed, replace(fixed, number=1, weight=0.5), replace(fixed, image=photo(seed=1)))
+    for one in (control, control.anew()):
+        for at_work in one.units:
+            at_work.settle(call())
+    assert len(encoded) == 2
 
 
 @torch.no_grad()
@@ -510,7 +527,7 @@ def test_tile_colorfix_points_to_the_inputs_low_frequencies(model: Model, bench:
 
     noise = denoised(model, control, at)
     plain, corrected = pointed_to(noise), pointed_to(control.correct(noise, at, model.alphas_cumprod))
-    own = bench.encode(control.steerings[0].hint * 2 - 1)
+    own = bench.encode(control.units[0].hint * 2 - 1)
     torch.testing.assert_close(corrected, plain - low(plain) + low(own), rtol=1e-3, atol=1e-3)
     unweighted = bench.prepare(unit(module=MODULES["tile_colorfix"], threshold_a=3.0, weight=0.0))
     torch.testing.assert_close(unweighted.correct(noise, at, model.alphas_cumprod), noise)
@@ -539,12 +556,12 @@ def test_recoloring_takes_the_lightness_of_the_map(bench: Bench) -> None:
         finished = control.finish(torch.full((1, 3, 64, 64), 0.5))
         pixels = (finished[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
         lightness = cv2.cvtColor(pixels, conversion)[:, :, channel].astype(int)
-        wanted = (control.steerings[0].hint[0, 0].numpy() * 255).round().astype(int)
+        wanted = (control.units[0].hint[0, 0].numpy() * 255).round().astype(int)
         assert np.abs(lightness - wanted).max() <= 2, name
 
 
 def test_inpaint_only_on_img2imgs_own_inpainting_becomes_the_global_form(bench: Bench) -> None:
     canvas = Canvas((64, 64), init_image=photo(), mask=Image.new("L", (64, 64), 255))
     control = bench.prepare(unit(module=MODULES["inpaint_only"]), canvas=canvas)
-    assert control.steerings[0].unit.module.name == "inpaint"
-    assert control.steerings[0].correction is None and control.finishes == ()
+    assert control.units[0].unit.module.name == "inpaint"
+    assert control.units[0].correction is None and control.finishes == ()

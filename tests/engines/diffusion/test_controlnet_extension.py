@@ -20,19 +20,23 @@ from safetensors.torch import load_file, save_file
 from skimage import data
 
 from sd_cloud.engines.base import Control
-from sd_cloud.engines.diffusion.controlnet import control
+from sd_cloud.engines.diffusion.controlnet import preparing
 from sd_cloud.engines.diffusion.controlnet.model import load_control_model
 from sd_cloud.engines.diffusion.engine import DiffusionWorker
 from sd_cloud.engines.diffusion.model import Placement, load_model
 from sd_cloud.engines.diffusion.preprocess.detect import detect
-from sd_cloud.engines.diffusion.preprocess.table import Module
+from sd_cloud.engines.diffusion.preprocess.module import Module
 from sd_cloud.errors import BadRequest, CheckpointBroken
 from sd_cloud.job import Job, Outcome
-from tests.e2e.controlnet import write_adapter
+from tests.e2e.controlnet import write_adapter, write_controlnet
 from tests.golden.golden import GOLDEN, decibels, install_models
 
 PICTURES = Path(__file__).with_name("controlnet_pictures")
 ADAPTER = "t2iadapter_random"
+SD2 = "controlnet_sd2"
+RECOLOR = "recolor_luminance"
+OTHER = "tiny-b.safetensors"
+REFINER = {"refiner_checkpoint": OTHER, "refiner_switch_at": 0.5}
 SOFT = "My prompt is more important"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs shared/golden beside the repository")
 
@@ -57,12 +61,16 @@ def unit(module: str, image: str = PERSON, **fields: Any) -> dict[str, Any]:
     return {"enabled": True, "module": module, "image": image, "model": "None", **fields}
 
 
-SMALL = base64_of(data.astronaut(), (64, 64))
+SMALL, SMALL_CUP = base64_of(data.astronaut(), (64, 64)), base64_of(data.coffee(), (64, 64))
 DISC = base64_of((np.hypot(*np.ogrid[-48:48, -48:48]) < 30).astype(np.uint8) * 255, (64, 64))
 
 
 def filled(**fields: Any) -> dict[str, Any]:
     return unit("inpaint_only+lama", SMALL, mask=DISC, model=ADAPTER, **fields)
+
+
+def painted(image: str, **fields: Any) -> dict[str, Any]:
+    return unit("inpaint_only", image, mask=DISC, model=ADAPTER, **fields)
 
 
 CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
@@ -78,6 +86,12 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "t2i_hires": ([unit("canny", model=ADAPTER)], HIRES),
     "t2i_colorfix": ([unit("tile_colorfix", model=ADAPTER)], {}),
     "t2i_inpaint": ([unit("inpaint_only", SMALL, mask=DISC, model=ADAPTER)], {}),
+    "hires_low_colorfix": ([unit("tile_colorfix", model=ADAPTER, hr_option="Low res only")], HIRES),
+    "two_inpaint": ([painted(SMALL), painted(SMALL_CUP)], {}),
+    "two_recolor": ([unit(RECOLOR, model=ADAPTER), unit("recolor_intensity", CUP, model=ADAPTER)], {}),
+    "inpaint_colorfix": ([painted(SMALL, weight=0.7), unit("tile_colorfix", CUP, model=ADAPTER)], {}),
+    "two_of_a_picture": ([unit("reference_only"), unit("reference_only", weight=0.5)], {}),
+    "sd2": ([unit("none", model=SD2)], {"checkpoint": "tiny-sd2v.safetensors"}),
     "lama": ([filled()], {"sampler_name": "Euler a", "n_iter": 2}),
     "lama_img2img": ([filled(weight=0.6)], {"init_images": [CUP], "denoising_strength": 0.9}),
 }
@@ -87,6 +101,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DiffusionWorker]:
     settings = install_models(tmp_path_factory.mktemp("data"))
     write_adapter(settings.folders.controlnets[0] / f"{ADAPTER}.safetensors")
+    write_controlnet(settings.folders.controlnets[0] / f"{SD2}.safetensors", "tiny-sd2v")
     made = DiffusionWorker(settings)
     yield made
     made.unload()
@@ -116,7 +131,7 @@ def make(worker: DiffusionWorker, units: list[dict[str, Any]], **fields: Any) ->
 def test_the_picture_is_the_extensions(
     worker: DiffusionWorker, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "detect", detected)
+    monkeypatch.setattr(preparing, "detect", detected)
     units, fields = CASES[name]
     for place, made in enumerate(make(worker, units, **fields).of_role("image")):
         assert made.image is not None
@@ -130,6 +145,14 @@ def detected(module: Module, pixels: Any, *given: Any, field: str) -> Any:
         return detect(module, pixels, *given, field=field)
     with Image.open(PICTURES / "lama_map.png") as theirs:
         return np.dstack([np.asarray(theirs)[:, :, :3], pixels[:, :, 3]])
+
+
+def test_with_a_refiner_the_text_names_the_units_after_the_hires_pass(worker: DiffusionWorker) -> None:
+    one = unit("canny", model=ADAPTER)
+    short = {**HIRES, "steps": 2, "hr_second_pass_steps": 1}
+    texts = [make(worker, [one], **short, **more).pictures[0].infotext for more in ({}, REFINER)]
+    places = [text.index("ControlNet 0") - text.index("Hires upscaler") for text in texts]
+    assert places[0] < 0 < places[1]
 
 
 def test_a_reference_leaves_the_model_as_it_was(worker: DiffusionWorker) -> None:

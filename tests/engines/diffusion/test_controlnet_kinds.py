@@ -13,12 +13,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.controlnet.call import Call, Hinted
+from sd_cloud.engines.diffusion.controlnet.call import Call
 from sd_cloud.engines.diffusion.controlnet.control import Control
+from sd_cloud.engines.diffusion.controlnet.hinted import Hinted
 from sd_cloud.engines.diffusion.controlnet.model import load_controlnet
 from sd_cloud.engines.diffusion.controlnet.repaint import Repaint
+from sd_cloud.engines.diffusion.controlnet.request import control_units
 from sd_cloud.engines.diffusion.controlnet.union import UnionNet
-from sd_cloud.engines.diffusion.controlnet.units import ControlUnit, control_units
+from sd_cloud.engines.diffusion.controlnet.units import ControlUnit
 from sd_cloud.engines.diffusion.model import Model, Placement, load_model
 from sd_cloud.engines.diffusion.preprocess.table import MODULES
 from sd_cloud.engines.diffusion.weights_file import read_tensors
@@ -306,6 +308,21 @@ def test_an_lllite_for_another_family_or_with_a_region_is_refused(
     bench = Bench(model, tmp_path / "sd1", made)
     with pytest.raises(BadRequest, match=r"args\[0\]\.effective_region_mask: is not for LLLite"):
         bench.prepare(unit(region=Image.new("L", (64, 64), 255)))
+
+
+def test_an_lllite_keeps_the_colours_of_a_tile_colorfix_unit(
+    model: Model, random: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    control = Bench(model, tmp_path, lllite(random)).prepare(
+        unit(module=MODULES["tile_colorfix"], threshold_a=1.0)
+    )
+    at, noise = call(), random(2, 4, 8, 8)
+    with torch.no_grad():
+        corrected = control.correct(noise, at, model.alphas_cumprod)
+        correction = control.units[0].correction
+        assert correction is not None
+        own = correction(noise, at, control.units[0].hint, model.alphas_cumprod)
+    assert torch.equal(corrected, own) and not torch.allclose(corrected, noise)
 
 
 # --- light T2I-Adapters ---------------------------------------------------------------------------------

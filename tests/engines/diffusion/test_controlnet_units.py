@@ -12,13 +12,8 @@ from PIL import Image
 
 from sd_cloud.engines.base import ModelFile
 from sd_cloud.engines.diffusion.controlnet.api import control_types, model_list, version
-from sd_cloud.engines.diffusion.controlnet.units import (
-    ControlUnit,
-    control_units,
-    find_control_model,
-    unit_infotext,
-    unit_remarks,
-)
+from sd_cloud.engines.diffusion.controlnet.request import control_units, unit_remarks
+from sd_cloud.engines.diffusion.controlnet.units import ControlUnit, find_control_model, unit_infotext
 from sd_cloud.errors import BadRequest, CheckpointNotFound, NotImplementedHere
 
 MODELS = tuple(
@@ -111,6 +106,13 @@ def test_every_form_of_image_and_mask() -> None:
     ):
         found = unit(**sent)
         assert found.image is not None and found.mask is not None and found.mask.mode == "L", sent
+
+
+def test_a_region_is_the_pictures_red() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (4, 4), (90, 200, 10, 0)).save(buffer, "PNG")
+    region = unit(effective_region_mask=base64.b64encode(buffer.getvalue()).decode()).region
+    assert region is not None and region.mode == "L" and region.getpixel((0, 0)) == 90
 
 
 def test_merging_images_shares_the_weight() -> None:

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sd_cloud.engines.diffusion.controlnet.pulid import Projection, beside_only, with_empty
-from sd_cloud.engines.diffusion.controlnet.units import PULID_MODES, PulidMode, control_units
+from sd_cloud.engines.diffusion.controlnet.request import control_units
+from sd_cloud.engines.diffusion.controlnet.units import PULID_MODES, PulidMode
 from sd_cloud.engines.diffusion.preprocess import eva_clip
 from sd_cloud.engines.diffusion.preprocess.loading import Bench
 from sd_cloud.engines.diffusion.preprocess.table import CLIP_EVA

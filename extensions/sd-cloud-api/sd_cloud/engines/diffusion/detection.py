@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image
 
 from sd_cloud.engines.base import Control, Report
-from sd_cloud.engines.diffusion.controlnet.units import picture
+from sd_cloud.engines.diffusion.controlnet.request import picture
 from sd_cloud.engines.diffusion.preprocess.detect import Detection, detected
 from sd_cloud.engines.diffusion.preprocess.lines import Pixels
-from sd_cloud.engines.diffusion.preprocess.table import Module, find_module
+from sd_cloud.engines.diffusion.preprocess.module import Module
+from sd_cloud.engines.diffusion.preprocess.table import find_module
 from sd_cloud.errors import BadRequest, Cancelled
 from sd_cloud.job import Job, Outcome, Picture, Progress
 from sd_cloud.settings import Settings

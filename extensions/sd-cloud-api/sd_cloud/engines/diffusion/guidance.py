@@ -15,6 +15,7 @@ from torch import Tensor
 from sd_cloud.engines.base import Control
 from sd_cloud.engines.diffusion.conditioning import Cond, Encoded, at_step
 from sd_cloud.engines.diffusion.controlnet import control as controlnet
+from sd_cloud.engines.diffusion.controlnet.call import Call, Residuals, with_marks
 from sd_cloud.engines.diffusion.model import Model
 from sd_cloud.engines.diffusion.noise_levels import ConsistencyLevels, Levels
 from sd_cloud.engines.diffusion.options import Options
@@ -60,7 +61,8 @@ class Guided:
     ``total_calls``: how often the sampler is expected to call. ``mode``: ``levels``, ``consistency``
     or ``timesteps``. ``image_cond``: what inpainting [B, 5, H, W] and InstructPix2Pix models [B, 4, H, W]
     see beside the latent; ``image_cfg_scale`` (other than 1) guides the latter by it. ``step`` counts
-    calls; ``progress`` is the share of its steps that the sampler has reported.
+    calls; ``progress`` is the share of its steps that the sampler has reported. ``unheard``: the job has
+    control units, but they do not reach this model.
     """
 
     model: Model
@@ -77,6 +79,7 @@ class Guided:
     mask: Mask | None = None
     image_cond: Tensor | None = None
     controls: controlnet.Control | None = None
+    unheard: bool = False
     hires: bool = False
     marked: bool = True
     refine: Refine | None = None
@@ -254,7 +257,7 @@ class Guided:
         # The extension marks the prompts before the webui has encoded the hires pass's and the refiner's,
         # and then takes every row for the prompt's.
         marked = self.marked and (not self.hires or self.options.flag("hires_fix_use_firstpass_conds"))
-        call = controlnet.Call(
+        call = Call(
             latents=x.to(dtype),
             timesteps=timestep.float(),  # in half precision, fractions would be lost
             context=cond.cross.to(dtype),
@@ -264,7 +267,7 @@ class Guided:
             hires=self.hires,
         )
 
-        def forward(call: controlnet.Call, added: controlnet.Residuals | None = None) -> Tensor:
+        def forward(call: Call, added: Residuals | None = None) -> Tensor:
             self.model.bring(self.model.unet)
             out: Tensor = self.model.unet(
                 call.latents,
@@ -279,7 +282,7 @@ class Guided:
             return out
 
         if self.controls is None:
-            return forward(call).float()
+            return forward(with_marks(call) if self.unheard and marked else call).float()
         out = self.controls.run(call, self.model.unet, forward, self.levels.alphas_cumprod)
         return out.float()
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from sd_cloud.engines.base import Control, Report
 from sd_cloud.engines.diffusion import sd3
 from sd_cloud.engines.diffusion.controlnet import control as controlnet
-from sd_cloud.engines.diffusion.controlnet.units import control_units, unit_infotext, unit_remarks
+from sd_cloud.engines.diffusion.controlnet.request import control_units, unit_remarks
+from sd_cloud.engines.diffusion.controlnet.units import unit_infotext
 from sd_cloud.engines.diffusion.eight_bits import computing
 from sd_cloud.engines.diffusion.faces import restore_face
 from sd_cloud.engines.diffusion.finishing import grid_of, placed, unit_batch
@@ -93,7 +94,10 @@ class JobRun:
         if state.soft is not None:
             state.marks |= state.soft.marks()
         units = control_units(state.job.payload)
-        state.marks |= unit_infotext(units)
+        # sd-webui-controlnet begins before all else; where there is a refiner, with the first batch.
+        units_first = state.request.refiner is None
+        if units_first:
+            state.marks |= unit_infotext(units)
         state.comments += unit_remarks(state.job.payload)
         if state.request.source:
             if self.before.last_seed is not None:
@@ -102,16 +106,21 @@ class JobRun:
         early = state.generator.copy()
         source = None
         if state.request.source:
-            state.generator.pass_over(numbers_drawn_early(state, models, units))
+            if units_first:
+                state.generator.pass_over(numbers_drawn_early(state, models, units))
             source = prepare_source(state, models, self.before.colour_target)
         second = plan_second_pass(state)
+        state.marks |= unit_infotext(units)
+        if not units_first:
+            early = state.generator
         controls = prepare_controls(state, models, units, source, second, early)
         return Passes(state, models, source, second, controls, self.before.inversion)
 
     def _batch(self, number: int, models: JobModels, passes: Passes) -> list[Picture]:
         state, size = self.state, self.state.request.batch_size
         state.batch = slice(number * size, (number + 1) * size)
-        models.switch(state.checkpoint)  # hires fix or a refiner may have left another at work
+        # Hires fix or a refiner may have left another at work.
+        passes.begin_batch(anew=models.switch(state.checkpoint))
         with self._computing(models):
             latents, first_passes = passes.latents()
         decoded = models.chosen_coder().decode(latents)

@@ -40,7 +40,8 @@ LATENT_PIXELS = 8
 class Passes:
     """``source`` is what img2img samples from, ``second`` where the hires pass goes to.
 
-    ``inversion``: img2img's noise is found from its picture.
+    ``inversion``: img2img's noise is found from its picture. ``steering``: the units while they reach the
+    U-Net at work.
     """
 
     state: JobState
@@ -49,7 +50,21 @@ class Passes:
     second: HiresPlan | None
     controls: controlnet.Control | None
     inversion: Inversion | None = None
+    steering: controlnet.Control | None = field(init=False)
     _sampled: ExitStack = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.steering = self.controls
+
+    def begin_batch(self, *, anew: bool) -> None:
+        """sd-webui-controlnet takes hold of the U-Net once for a job, with a refiner once for each batch.
+
+        ``anew``: since the batch before the webui has built another U-Net, which it does not reach.
+        """
+        if self.controls is not None and self.state.request.refiner is not None:
+            self.steering = self.controls.anew()
+        elif anew:
+            self.steering = None
 
     def latents(self) -> tuple[Tensor, list[Picture]]:
         """The batch as latents of the model now at work, and first passes that are to be saved."""
@@ -72,9 +87,9 @@ class Passes:
 
     def _beginning(self, noise: Drawing) -> Drawing:
         """With what ``inpaint_only+lama`` begins from: as in sd-webui-controlnet in the first batch alone,
-        and not with a refiner."""
+        and with a refiner in all but the first."""
         latent = self.controls.beginning if self.controls else None
-        if latent is None or self.state.batch.start > 0 or self.state.request.refiner is not None:
+        if latent is None or (self.state.batch.start > 0) != (self.state.request.refiner is not None):
             return noise
         return NoisyLatent(noise, latent, float(self.models.current.alphas_cumprod[-1]))
 
@@ -120,7 +135,8 @@ class Passes:
             mode=plan.mode,
             s_min_uncond=state.request.knobs.s_min_uncond,
             image_cond=condition,
-            controls=self.controls,
+            controls=self.steering,
+            unheard=self.controls is not None and self.steering is None,
             hires=plan.hires,
             refine=self._refine(plan) if state.request.refiner else None,
             empty_prompt=lambda: self.models.conditioner().empty(),
@@ -311,7 +327,8 @@ class Passes:
             images = to_pictures(coder.decode(latent))
         saved = [state.picture(image, i, "first_pass") for i, image in enumerate(images or ()) if saves]
         # A webui builds the model anew, without what control units do to the one before.
-        controls = None if self.models.switch(second.checkpoint or state.checkpoint) else self.controls
+        if self.models.switch(second.checkpoint or state.checkpoint):
+            self.steering = None
         pixels = None
         if hires.is_latent(own):
             self._goes_on_with(latent.shape[1], "hr_checkpoint_name")
@@ -339,7 +356,6 @@ class Passes:
         encoded = self._encode(second=True)
         state.merging_ratio = state.options.merging_ratio(source=False, second=True)
         sampling = self._sampling(encoded, plan, noise, condition)
-        sampling.guided.controls = controls
         with self._merging():
             latent = sampling.from_latent(latent, start)
         state.merging_ratio = state.options.merging_ratio(source=False, second=False)

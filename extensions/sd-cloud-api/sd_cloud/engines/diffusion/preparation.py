@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd_cloud.engines.diffusion import hires, img2img, pictures
-from sd_cloud.engines.diffusion.controlnet import control as controlnet
+from sd_cloud.engines.diffusion.controlnet.control import Control
 from sd_cloud.engines.diffusion.controlnet.maps import Canvas, map_seed
+from sd_cloud.engines.diffusion.controlnet.preparing import Surroundings, prepare
 from sd_cloud.engines.diffusion.controlnet.units import ControlUnit
 from sd_cloud.engines.diffusion.hires import HiresPlan
 from sd_cloud.engines.diffusion.job_models import JobModels
@@ -105,7 +106,7 @@ def prepare_controls(
     prepared: img2img.Prepared | None,
     second: HiresPlan | None,
     early: GlobalSource,
-) -> controlnet.Control | None:
+) -> Control | None:
     """The ControlNets of the job with their maps; None without units.
 
     ``early``: what random numbers come from before img2img's pictures are encoded.
@@ -123,7 +124,7 @@ def prepare_controls(
         mask=prepared.whole_mask if prepared else None,
         crop=prepared.crop if prepared else None,
     )
-    around = controlnet.Surroundings(
+    around = Surroundings(
         settings=state.workshop.settings,
         models=state.catalogue.controlnets,
         unet=models.current.unet,
@@ -134,4 +135,4 @@ def prepare_controls(
         option=state.job.option,
         promptless=not (request.prompt or request.negative_prompt),
     )
-    return controlnet.prepare(units, canvas, around)
+    return prepare(units, canvas, around)

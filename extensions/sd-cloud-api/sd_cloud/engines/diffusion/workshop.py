@@ -11,7 +11,7 @@ import torch
 from sd_cloud.engines.base import Catalogue, Checkpoint, ModelFile
 from sd_cloud.engines.diffusion import catalogue as catalogues
 from sd_cloud.engines.diffusion.conditioning import TextCache
-from sd_cloud.engines.diffusion.controlnet.control import ControlNetShelf
+from sd_cloud.engines.diffusion.controlnet.shelf import ControlNetShelf
 from sd_cloud.engines.diffusion.eight_bits import PLAIN, Storage
 from sd_cloud.engines.diffusion.embeddings import EmbeddingShelf
 from sd_cloud.engines.diffusion.hashes import HashBook

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sd_cloud.engines.diffusion.controlnet.adapter_light import LightNet
-from sd_cloud.engines.diffusion.controlnet.after import Correction
-from sd_cloud.engines.diffusion.controlnet.call import Call, Hinted, inpaint_hint
+from sd_cloud.engines.diffusion.controlnet.call import Call, Residuals, inpaint_hint
+from sd_cloud.engines.diffusion.controlnet.hinted import Hinted
 from sd_cloud.engines.diffusion.text_encoders import assign
 from sd_cloud.errors import BadRequest, CheckpointBroken
 
@@ -145,27 +145,26 @@ def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass
 class Adapting(Hinted):
-    """One adapter unit. Its features are made once, of the hint of the first call that it works in."""
+    """One adapter unit. ``features`` are made once, of the map of the first call that it works in.
+
+    As in the extension, units with one file share them.
+    """
 
     adapter: Adapter
-    correction: Correction | None = None
-    features: tuple[Tensor, ...] = ()
+    features: list[Tensor]
 
-    def settle(self, call: Call) -> None:
-        if self.correction is not None:
-            self.correction.latent(self.hint_for(call))
-
-    def levels(self, call: Call, *, softened: bool) -> list[Tensor]:
-        """What is added at the end of each level of the encoder (SDXL: and after the middle)."""
+    def added(self, call: Call) -> Residuals:
+        """At the end of each level of the encoder (SDXL: and after the middle)."""
         if not self.features:
             hint = inpaint_hint(self.hint_for(call)).to(call.latents)
-            self.features = tuple(self.adapter.net(hint))
-        weights = self._weights(softened)
+            self.features += self.adapter.net(hint)
+        weights = self._weights(self.unit.softened(call.hires))
         levels = [feature * weight for feature, weight in zip(self.features, weights, strict=True)]
         if self.unit.only_on_prompt:
             levels = [level * call.marks for level in levels]
         sizes = _sizes(call.latents.shape[2:], self.adapter.net.cell)
-        return [self.within_region(_sized(level, size)) for level, size in zip(levels, sizes, strict=True)]
+        sized = [_sized(level, size) for level, size in zip(levels, sizes, strict=True)]
+        return Residuals((), None, tuple(self.within_region(level) for level in sized))
 
     def _weights(self, softened: bool) -> Sequence[float]:
         own = self.unit.layer_weights

@@ -6,7 +6,7 @@ recolor units the input's lightness. The formulas are sd-webui-controlnet's (``h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,8 @@ class Correction:
         if self.unit.module.is_inpaint:
             mask = functional.max_pool2d(hint[:, 3:], 10, stride=8, padding=1).to(own)
             return pointed_to * mask + own * (1 - mask)
-        reach = int(self.unit.threshold_a) * (2 if call.hires else 1)
+        doubled = call.hires and self.unit.hires != "Low res only"
+        reach = int(self.unit.threshold_a) * (2 if doubled else 1)
         kept = pointed_to - low_part(pointed_to, reach) + low_part(own, reach)
         if "+sharp" in self.unit.module.name:
             share = self.unit.threshold_b * 0.01
@@ -78,14 +79,26 @@ def low_part(latent: Tensor, reach: int) -> Tensor:
     return functional.avg_pool2d(padded, 2 * reach + 1, stride=1)
 
 
-def finish_for(unit: ControlUnit, pixels: Map, blur_px: int) -> Finish | None:
-    """What the unit does to the decoded picture; ``pixels`` is its map at the final size."""
-    name = unit.module.name
-    if "inpaint_only" in name:
+def finishes_for(units: Sequence[tuple[ControlUnit, Map]], blur_px: int) -> tuple[Finish, ...]:
+    """What units do to the decoded picture, each given with its map at the final size.
+
+    Of several that inpaint, or recolor, each takes the last one's map, as in the extension.
+    """
+    last = {_kind(unit): pixels for unit, pixels in units}
+    finishes = [_finish_for(unit.module.name, last[_kind(unit)], blur_px) for unit, _ in units]
+    return tuple(one for one in finishes if one is not None)
+
+
+def _kind(unit: ControlUnit) -> str:
+    return next((kind for kind in ("inpaint_only", "recolor") if kind in unit.module.name), "")
+
+
+def _finish_for(module: str, pixels: Map, blur_px: int) -> Finish | None:
+    if "inpaint_only" in module:
         return _PutBack.of_map(pixels, blur_px)
-    if name == "recolor_luminance":
+    if module == "recolor_luminance":
         return _Recolor(pixels[:, :, 0], cv2.COLOR_RGB2LAB, cv2.COLOR_LAB2RGB, 0)
-    if name == "recolor_intensity":
+    if module == "recolor_intensity":
         return _Recolor(pixels[:, :, 0], cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB, 2)
     return None
 

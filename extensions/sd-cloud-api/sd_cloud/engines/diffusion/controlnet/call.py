@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from sd_cloud.engines.diffusion.controlnet.units import ControlUnit
+MARK = 1024.0
 
 
 @dataclass(frozen=True)
@@ -47,34 +45,14 @@ class Residuals:
     middle: Tensor | None
     levels: tuple[Tensor, ...] = ()
 
+    def __add__(self, other: Residuals) -> Residuals:
+        middles = [one for one in (self.middle, other.middle) if one is not None]
+        middle = sum(middles[1:], middles[0]) if middles else None
+        return Residuals(_sums(self.down, other.down), middle, _sums(self.levels, other.levels))
 
-@dataclass
-class Hinted:
-    """A unit with its map as a tensor [1, 3 or 4, H, W] in 0..1, and another for the hires pass."""
 
-    unit: ControlUnit
-    hint: Tensor
-    hires_hint: Tensor | None
-
-    def hint_for(self, call: Call) -> Tensor:
-        return self.hires_hint if call.hires and self.hires_hint is not None else self.hint
-
-    def within_region(self, layer: Tensor) -> Tensor:
-        """Nothing outside the unit's ``effective_region_mask``."""
-        if self.unit.region is None:
-            return layer
-        mask = torch.from_numpy(np.asarray(self.unit.region, np.float32) / 255.0)[None, None].to(layer)
-        return layer * functional.interpolate(mask, size=layer.shape[-2:], mode="bilinear")
-
-    def settle(self, call: Call) -> None:
-        """What is to be drawn and encoded before the U-Net's first call, units in their order."""
-
-    def works(self, call: Call) -> bool:
-        """Whether the unit takes part in this call: its window, and its choice of passes."""
-        chosen = self.unit.hires != "Both" and self.hires_hint is not None
-        if chosen and call.hires != (self.unit.hires == "High res only"):
-            return False
-        return self.unit.guidance_start <= call.progress <= self.unit.guidance_end
+def _sums(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(a + b for a, b in zip(one, other, strict=True)) if one and other else one or other
 
 
 def inpaint_hint(hint: Tensor) -> Tensor:
@@ -83,3 +61,13 @@ def inpaint_hint(hint: Tensor) -> Tensor:
         return hint
     masked = (hint[:, 3:] > 0.5).to(hint)
     return hint[:, :3] * (1 - masked) - masked
+
+
+def with_marks(call: Call) -> Call:
+    """The call with the token in front by which sd-webui-controlnet tells its units whose prompt it is.
+
+    They take it off again; a U-Net that they do not reach takes it for the prompt's own.
+    """
+    signs = torch.where(call.positive, MARK, -MARK).to(call.context)
+    token = signs[:, None, None].expand(-1, 1, call.context.shape[2])
+    return replace(call, context=torch.cat([token, call.context], dim=1))

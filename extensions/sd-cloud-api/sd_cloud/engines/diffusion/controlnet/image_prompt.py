@@ -53,7 +53,7 @@ class Revising(Prompting):
 
     embedding: Tensor
     draw: Draw
-    noised: Tensor | None = None
+    noised: Tensor | None = field(default=None, init=False)
 
     def pooled(self) -> Tensor:
         """With as much noise as the unit asks for, the same in all calls."""
@@ -74,13 +74,22 @@ def _kept_at(level: int) -> float:
 
 @dataclass
 class Styling(Prompting):
-    """A style adapter's words [1, tokens, width]."""
+    """A style adapter's words [1, tokens, width].
+
+    As in the extension, units with one file ``say`` what the first of them does that works.
+    """
 
     words: Tensor
+    say: list[Tensor]
 
     def works(self, call: Call, *, in_hires: bool = False) -> bool:
         chosen = {"Low res only": not in_hires, "High res only": in_hires}.get(self.unit.hires, True)
         return chosen and super().works(call)
+
+    def said(self, call: Call) -> Tensor:
+        if not self.say:
+            self.say.append(self.words)
+        return self.say[0].to(call.context) * self.unit.weight * call.marks[:, :, :, 0]
 
 
 @dataclass
@@ -94,7 +103,7 @@ class Adapting(Prompting):
     adapter: IPAdapter
     tokens: Tokens
     size: tuple[int, int]
-    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
 
     def weights(self, unet: UNet2DConditionModel) -> list[float]:
         """Of each cross attention. Raises BadRequest when ``advanced_weighting`` has another count."""
@@ -153,13 +162,16 @@ class ImagePrompts:
     units: tuple[Prompting, ...] = ()
     promptless: bool = False
 
+    def anew(self) -> ImagePrompts:
+        """The same before their first call: what they keep of it is no argument of their classes."""
+        return replace(self, units=tuple(replace(one) for one in self.units))
+
     def said(self, call: Call, *, in_hires: bool) -> Call:
         """The call with what Revision and style adapters say in it."""
         call = self._revised(call)
         for unit in self.units:
             if isinstance(unit, Styling) and unit.works(call, in_hires=in_hires):
-                words = unit.words.to(call.context) * unit.unit.weight * call.marks[:, :, :, 0]
-                call = replace(call, context=torch.cat([call.context, words], dim=1))
+                call = replace(call, context=torch.cat([call.context, unit.said(call)], dim=1))
         return call
 
     def _revised(self, call: Call) -> Call:

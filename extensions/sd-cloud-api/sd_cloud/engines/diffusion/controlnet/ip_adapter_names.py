@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sd_cloud.engines.diffusion.controlnet.units import ControlUnit
-from sd_cloud.engines.diffusion.preprocess.table import MODULES, Module
+from sd_cloud.engines.diffusion.preprocess.module import Module
+from sd_cloud.engines.diffusion.preprocess.table import MODULES
 from sd_cloud.errors import BadRequest
 
 _BY_PREPROCESSOR = {

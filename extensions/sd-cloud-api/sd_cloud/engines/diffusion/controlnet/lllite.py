@@ -17,7 +17,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.controlnet.call import Call, Hinted
+from sd_cloud.engines.diffusion.controlnet.call import Call
+from sd_cloud.engines.diffusion.controlnet.hinted import Hinted
 from sd_cloud.engines.diffusion.lora_keys import ldm_name
 from sd_cloud.engines.diffusion.text_encoders import assign
 from sd_cloud.errors import BadRequest, CheckpointBroken
@@ -138,7 +139,7 @@ class Lightening(Hinted):
     def works(self, call: Call) -> bool:
         return not call.hires and self.unit.guidance_start <= call.progress <= self.unit.guidance_end
 
-    def added(self, name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def at_projection(self, name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
         part = self.lllite.parts[name]
         if (name, size) not in self.seen:
             self.seen[name, size] = part.embedding(self.hint.to(x) * 2 - 1, size)
@@ -156,7 +157,9 @@ def lightened(unet: UNet2DConditionModel, units: Sequence[Hinted], call: Call) -
             size = sizes[_level(name, len(sizes))]
 
             def more(_: nn.Module, given: tuple[Any, ...], name: str = name, size: Any = size) -> Any:
-                parts = [one.added(name, given[0], size) for one in working if name in one.lllite.parts]
+                parts = [
+                    one.at_projection(name, given[0], size) for one in working if name in one.lllite.parts
+                ]
                 return (given[0] + sum(parts), *given[1:])
 
             stack.enter_context(_hook(unet.get_submodule(name), more))

@@ -41,6 +41,7 @@ LDM_PREFIX = "control_model."
 DIFFUSERS_MARK = "controlnet_cond_embedding.conv_in.weight"
 LDM_MARK = "input_hint_block.0.weight"
 
+SD2_HEADS = 8
 OTHER_KINDS = (("motion_modules", "a SparseCtrl model, for the frames of AnimateDiff's videos"),)
 
 
@@ -184,9 +185,9 @@ def controlnet_config(state: Mapping[str, Tensor], unet: Mapping[str, Any], name
         "transformer_layers_per_block": (*layers[:-1], middle) if middle else layers,
         "cross_attention_dim": unet["cross_attention_dim"] if context is None else context.shape[1],
         "use_linear_projection": projection is not None and projection.ndim == 2,
-        "attention_head_dim": _heads(unet, widths),
     }
     label = state.get("class_embedding.linear_1.weight")
+    config["attention_head_dim"] = _heads(unet, widths, sdxl=label is not None)
     if label is not None:
         config["class_embed_type"] = "projection"
         config["projection_class_embeddings_input_dim"] = label.shape[1]
@@ -198,11 +199,16 @@ def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     return len({found[1] for key in state if (found := re.match(rf"{prefix}\.(\d+)\.", key))})
 
 
-def _heads(unet: Mapping[str, Any], widths: tuple[int, ...]) -> int | tuple[int, ...]:
-    """Heads of each level; where the U-Net has heads of one width, so has its ControlNet."""
+def _heads(unet: Mapping[str, Any], widths: tuple[int, ...], *, sdxl: bool) -> int | tuple[int, ...]:
+    """Heads of each level: for SD 1 the U-Net's, for SDXL as wide as the U-Net's.
+
+    For SD 2 it is not as many as the U-Net has (heads of 64 channels), but what sd-webui-controlnet has.
+    """
     heads = unet["attention_head_dim"]
     if isinstance(heads, int):
         return heads
+    if not sdxl:
+        return SD2_HEADS
     head_width = unet["block_out_channels"][0] // heads[0]
     return tuple(max(width // head_width, 1) for width in widths)
 

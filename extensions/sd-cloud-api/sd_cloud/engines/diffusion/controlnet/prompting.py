@@ -43,6 +43,7 @@ class Prompter:
     unet: UNet2DConditionModel
     draw: Draw
     units: list[Prompting] = field(default_factory=list)
+    said: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def prompts(self, promptless: bool) -> ImagePrompts:
         return ImagePrompts(tuple(self.units), promptless)
@@ -92,7 +93,8 @@ class Prompter:
 
     def _prompting(self, unit: ControlUnit, model: Any, seen: list[Embedding]) -> Prompting:
         if isinstance(model, StyleAdapter):
-            return Styling(unit, model.words(seen[0], unit.field))
+            said = self.said.setdefault(id(model), [])
+            return Styling(unit, model.words(seen[0], unit.field), said)
         if isinstance(model, IPAdapter):
             tokens = mean_tokens([model.tokens(one, self.settings, unit.field) for one in seen])
             width, height = self.canvas.latent_size

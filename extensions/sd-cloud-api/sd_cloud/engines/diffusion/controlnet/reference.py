@@ -18,7 +18,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from sd_cloud.engines.diffusion.controlnet.call import Call, Hinted
+from sd_cloud.engines.diffusion.controlnet.call import Call
+from sd_cloud.engines.diffusion.controlnet.hinted import Hinted
 
 ATTENDING = ("reference_only", "reference_adain+attn")
 NORMING = ("reference_adain", "reference_adain+attn")

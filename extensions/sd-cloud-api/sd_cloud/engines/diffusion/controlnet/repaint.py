@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sd_cloud.engines.diffusion.controlnet.call import Call, Hinted
+from sd_cloud.engines.diffusion.controlnet.call import Call
+from sd_cloud.engines.diffusion.controlnet.hinted import Hinted
 
 SEEING = 9
 """Channels of an inpainting checkpoint's input: the latent's 4, the mask, the masked picture's 4."""

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd_cloud.engines.diffusion.preprocess.lines import Pixels, scribble
+from sd_cloud.engines.diffusion.preprocess.module import Module
 from sd_cloud.engines.diffusion.preprocess.table import (
     EMBEDDING_FILES,
     NETWORK_FILES,
     REFUSED,
-    Module,
     weight_free_names,
 )
 from sd_cloud.errors import NotImplementedHere

@@ -21,6 +21,7 @@ from sd_cloud.engines.diffusion.preprocess.face_analysis import embedding, faces
 from sd_cloud.engines.diffusion.preprocess.face_parts import feature_values
 from sd_cloud.engines.diffusion.preprocess.lines import Pixels
 from sd_cloud.engines.diffusion.preprocess.loading import Bench, bytes_of
+from sd_cloud.engines.diffusion.preprocess.module import Module
 from sd_cloud.engines.diffusion.preprocess.table import (
     CLIP_EVA,
     CLIP_H,
@@ -29,7 +30,6 @@ from sd_cloud.engines.diffusion.preprocess.table import (
     INSTANT_ID_FILES,
     MODULES,
     PULID,
-    Module,
 )
 from sd_cloud.engines.diffusion.weights_file import read_pickle
 from sd_cloud.settings import Settings
