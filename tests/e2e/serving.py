@@ -61,7 +61,8 @@ def standalone(
             [*command, "--api", *([] if with_page else ["--nowebui"]), *flags],
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            # By its path, a data dir of an earlier run would have left its tasks in a place of the user's.
+            env={**os.environ, "XDG_STATE_HOME": str(data_dir / "state-home"), **(environment or {})},
         )
     try:
         url = url_said(process, log)
