@@ -42,6 +42,15 @@ def test_the_seed_delta_changes_what_is_drawn_while_sampling_and_not_the_start()
     assert not torch.equal(plain.draw(), shifted.draw())
 
 
+def test_a_seed_has_64_bits_and_one_beyond_them_is_refused() -> None:
+    last = 2**64 - 1
+    assert BatchNoise(SHAPE, [last], CPU).draw().isfinite().all()
+    with pytest.raises(BadRequest, match=f"^seed: {last + 1} is more than"):
+        BatchNoise(SHAPE, [last, last + 1], CPU).draw()
+    with pytest.raises(BadRequest, match=f"^seed: {last + 5} is more than"):
+        BatchNoise(SHAPE, [last], CPU, seed_delta=5).draw()
+
+
 def test_no_variation_is_the_seed_and_full_variation_the_subseed() -> None:
     def start(strength: float) -> object:
         return BatchNoise(SHAPE, [5], CPU, variation=Variation([9], strength)).draw()

@@ -29,6 +29,8 @@ class TorchSource:
     """torch's own generator on one device."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
+        if not -(2**63) <= seed < 2**64:
+            raise BadRequest(f"{seed} is more than the 64 bits of a generator's seed", field="seed")
         self._generator = torch.Generator(device).manual_seed(seed)
         self._device = device
 
