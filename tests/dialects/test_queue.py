@@ -305,7 +305,7 @@ def watch(server: Served, *, uid: str = "one", group: str = "eas", **query: Any)
     return websockets.connect(str(url), additional_headers={**headers, "Accept": "application/json"})
 
 
-async def received(socket: Any, seconds: float = 20) -> bytes:
+async def received(socket: Any, seconds: float = 120) -> bytes:
     return base64.b64decode(json.loads(await asyncio.wait_for(socket.recv(), seconds))["data"])
 
 
@@ -458,7 +458,7 @@ async def test_a_queue_that_is_ended_by_force_lets_its_consumers_go_at_once(
         await sender.client.post(SINK, params={"_eos_": "true", "_force_": "true"})
         await sender.commit(b"1")  # also when it still had something to do
         with pytest.raises(websockets.exceptions.ConnectionClosedOK):
-            while await asyncio.wait_for(socket.recv(), 20):
+            while await asyncio.wait_for(socket.recv(), 120):
                 pass
     refused = await sender.client.post(SINK, content=b"3")
     assert refused.status_code == 409 and refused.json()["code"] == "queue_ended"
@@ -473,7 +473,7 @@ async def test_an_ended_queue_lets_its_consumers_go_when_they_have_had_all(
         await sender.client.post(SINK, params={"_eos_": "true"})
         await sender.commit(b"1")
         with pytest.raises(websockets.exceptions.ConnectionClosedOK):
-            await asyncio.wait_for(socket.recv(), 20)
+            await asyncio.wait_for(socket.recv(), 120)
 
 
 async def test_watching_the_input_is_refused(server: Served) -> None:

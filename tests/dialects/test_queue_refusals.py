@@ -128,7 +128,7 @@ async def test_credentials_in_a_put_do_not_reach_the_route_and_are_not_kept(worl
 async def test_a_route_of_another_dialect_can_be_queued(world: Native, route: str) -> None:
     """The only slot is held by the queued request while the route asks for a picture."""
     body = {**SMALL, "stable_diffusion_model": "first"}
-    message, data = await asyncio.wait_for(answered(world, route, body), 20)
+    message, data = await asyncio.wait_for(answered(world, route, body), 120)
     if route == "txt2img":
         assert message == "" and data["status"] == "succeeded", data
         link = httpx.URL(data["ossUrl"][0]).raw_path.decode()

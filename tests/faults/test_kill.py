@@ -99,7 +99,6 @@ async def records(data_dir: Path, url: str | None) -> list[Task]:
         store.database.close()
 
 
-@pytest.mark.timeout(120)
 async def test_fifty_kills_lose_no_accepted_task_and_no_finished_result(
     nursery: ForkServerContext, database_url: str | None, tmp_path: Path
 ) -> None:

@@ -309,7 +309,7 @@ async def test_what_a_dead_process_held_goes_to_another_consumer_which_is_told(o
     told = asyncio.Event()
     stop = store.listen(SINK, told.set)
     await pushing.forget_dead()
-    await asyncio.wait_for(told.wait(), 20)
+    await asyncio.wait_for(told.wait(), 120)
     stop()
     assert [m.data for m in await pushing.next_for(one)] == [b"1"]
     assert [watching.uid for watching in await pushing.watching(SINK)] == ["one"]

@@ -205,7 +205,7 @@ async def test_new_work_is_announced_to_other_processes(open_one: Open) -> None:
         await there.work()  # once more when its LISTEN is there: something may have been missed
     waiting = asyncio.create_task(there.work())
     await queued(here, job())
-    await asyncio.wait_for(waiting, timeout=30)
+    await asyncio.wait_for(waiting, timeout=120)
     assert await there.claim() is not None
 
 
