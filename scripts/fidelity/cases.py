@@ -7,6 +7,7 @@ leaves out are those of :data:`scripts.fidelity.case.BASE`.
 from __future__ import annotations
 
 from scripts.fidelity import (
+    cases_hypertile,
     cases_others,
     cases_passes,
     cases_prompts,
@@ -19,8 +20,8 @@ from scripts.fidelity.case import Case
 
 def all_cases() -> list[Case]:
     # Others first: the webui names a second checkpoint with its hash once that has been loaded.
-    parts = (cases_others, cases_scripts, cases_sampling, cases_prompts, cases_passes, cases_sd3)
-    found = [case for part in parts for case in part.cases()]
+    plain = (cases_others, cases_scripts, cases_sampling, cases_prompts, cases_passes)
+    found = [case for part in (*plain, cases_hypertile, cases_sd3) for case in part.cases()]
     # Last: a webui that has held weights in 8 bits makes its later pictures a little differently.
     found += cases_others.eight_bits()
     names = [case.name for case in found]

@@ -102,7 +102,7 @@ def _from_file() -> Iterator[Case]:
     yield lines("img2img", plain, route="img2img", **source(0.5))
 
 
-def _xyz(name: str, route: str = "txt2img", *lines: tuple[int, Any], **fields: Any) -> Case:
+def xyz(name: str, route: str = "txt2img", *lines: tuple[int, Any], **fields: Any) -> Case:
     """``lines``: type and values of X, Y and Z; a list stands for the page's own choice."""
     args: list[Any] = []
     for kind, values in (*lines, (0, ""), (0, ""), (0, ""))[:3]:
@@ -129,29 +129,29 @@ def _xyz(name: str, route: str = "txt2img", *lines: tuple[int, Any], **fields: A
 def _plots() -> Iterator[Case]:
     lone = {"include_lone_images": True}
     vary = dict.fromkeys(("vary_seeds_x", "vary_seeds_y", "vary_seeds_z"), True)
-    yield _xyz("steps by CFG", "txt2img", (4, "3-5"), (6, "4, 7.5"))
+    yield xyz("steps by CFG", "txt2img", (4, "3-5"), (6, "4, 7.5"))
     lines: tuple[tuple[int, Any], ...] = ((1, "1,2"), (3, "0.2"), (6, "4-6 (+2)"))
-    yield _xyz("lone pictures and grids", "txt2img", *lines, **lone, include_sub_grids=True)
-    yield _xyz("no legend", "txt2img", (4, "3,4"), (6, "4, 7"), draw_legend=False, margin_size=12)
-    yield _xyz("margins", "txt2img", (4, "3,4"), (6, "4, 7"), margin_size=12, **lone)
-    yield _xyz("Prompt S/R", "txt2img", (7, "cat, dog, (big:1.2) house"), (4, "3-5 [2]"), **lone)
-    yield _xyz("Prompt order", "txt2img", (8, "red, cat, table"), **lone)
+    yield xyz("lone pictures and grids", "txt2img", *lines, **lone, include_sub_grids=True)
+    yield xyz("no legend", "txt2img", (4, "3,4"), (6, "4, 7"), draw_legend=False, margin_size=12)
+    yield xyz("margins", "txt2img", (4, "3,4"), (6, "4, 7"), margin_size=12, **lone)
+    yield xyz("Prompt S/R", "txt2img", (7, "cat, dog, (big:1.2) house"), (4, "3-5 [2]"), **lone)
+    yield xyz("Prompt order", "txt2img", (8, "red, cat, table"), **lone)
     lines = (9, ["Euler a", "DPM++ 2M"]), (17, ["Karras", "Automatic"])
-    yield _xyz("samplers and schedulers", "txt2img", *lines, **lone)
+    yield xyz("samplers and schedulers", "txt2img", *lines, **lone)
     names = ["tiny-b.safetensors", "tiny-a.safetensors"]
-    yield _xyz("checkpoints", "txt2img", (11, names), (4, "3,4"), **lone)
+    yield xyz("checkpoints", "txt2img", (11, names), (4, "3,4"), **lone)
     lines = (29, "Automatic, tiny-vae.safetensors"), (24, "1,2")
-    yield _xyz("VAE and clip skip", "txt2img", *lines, csv_mode=True, **lone)
-    yield _xyz("sizes", "txt2img", (41, "128x128, 160x128, 128x136"), **lone)
-    yield _xyz("styles", "txt2img", (30, ["plain", "around"]), width=128, height=128, **lone)
-    yield _xyz("seeds vary", "txt2img", (4, "3,4"), (6, "4,5"), (26, "0, 0.5"), **vary, **lone)
-    yield _xyz("RNG source", "txt2img", (39, ["CPU", "NV"]), **lone)
-    yield _xyz("eta, no fixed seeds", "txt2img", (23, "0, 0.7"), no_fixed_seeds=True, **lone)
+    yield xyz("VAE and clip skip", "txt2img", *lines, csv_mode=True, **lone)
+    yield xyz("sizes", "txt2img", (41, "128x128, 160x128, 128x136"), **lone)
+    yield xyz("styles", "txt2img", (30, ["plain", "around"]), width=128, height=128, **lone)
+    yield xyz("seeds vary", "txt2img", (4, "3,4"), (6, "4,5"), (26, "0, 0.5"), **vary, **lone)
+    yield xyz("RNG source", "txt2img", (39, ["CPU", "NV"]), **lone)
+    yield xyz("eta, no fixed seeds", "txt2img", (23, "0, 0.7"), no_fixed_seeds=True, **lone)
     lines = (5, "2,3"), (28, ["Latent", "Lanczos"])
-    yield _xyz("hires", "txt2img", *lines, **hires_fields(), **lone, draw_legend=False)
-    yield _xyz("refiner", "txt2img", (37, names[:1]), (38, "0.4,0.7"), **lone)
-    yield _xyz("batches", "txt2img", (4, "3,4"), batch_size=2, n_iter=2, **lone)
-    yield _xyz("img2img", "img2img", (4, "3,4"), (24, "0.3, 0.8"), **source(0.5), **lone)
+    yield xyz("hires", "txt2img", *lines, **hires_fields(), **lone, draw_legend=False)
+    yield xyz("refiner", "txt2img", (37, names[:1]), (38, "0.4,0.7"), **lone)
+    yield xyz("batches", "txt2img", (4, "3,4"), batch_size=2, n_iter=2, **lone)
+    yield xyz("img2img", "img2img", (4, "3,4"), (24, "0.3, 0.8"), **source(0.5), **lone)
 
 
 def _others() -> Iterator[Case]:

@@ -16,7 +16,7 @@ def test_without_a_file_every_option_has_the_webuis_default(tmp_path: Path) -> N
     options = Options(tmp_path)
     assert options["samples_format"] == "png" and options["CLIP_stop_at_last_layers"] == 1
     assert options["outdir_txt2img_samples"] == f"{tmp_path}/outputs/txt2img-images"
-    assert len(options.snapshot()) == 312
+    assert len(options.snapshot()) == 329
 
 
 def test_a_change_is_in_the_next_snapshot_and_in_the_file_and_not_in_an_earlier_snapshot(

@@ -23,13 +23,13 @@ LATENT_UPSCALE_MODES = (
     "Latent (nearest)",
     "Latent (nearest-exact)",
 )
-#: Always there. Their values are the request's own fields, so that over the API they are seldom sent.
-ALWAYS_ON = ("extra options", "refiner", "sampler", "seed")
+#: Always there, and without arguments: its options say what it does.
+HYPERTILE = "Hypertile"
 SOFT_INPAINTING = "soft inpainting"
 #: Names for the script that the engine has where the webui has an extension.
 CONTROLNET = "controlnet"
 #: What else a webui 1.10.1 brings along.
-WEBUI_SCRIPTS = frozenset({"custom code", "hypertile", "comments"})
+WEBUI_SCRIPTS = frozenset({"custom code", "comments"})
 
 LIMIT_SIDE_PIXELS = 16384
 LIMIT_PICTURES = 1000
@@ -195,7 +195,8 @@ def _check_models(payload: Mapping[str, Any], catalogue: Catalogue) -> None:
         wanted = payload.get(field)
         if wanted and wanted != same and catalogue.checkpoint(wanted) is None:
             names = _listed(one.name for one in catalogue.checkpoints)
-            raise CheckpointNotFound(f"no checkpoint {wanted!r}; installed: {names}", field=field)
+            remark = catalogue.unhashed_remark(str(wanted))
+            raise CheckpointNotFound(f"no checkpoint {wanted!r}; installed: {names}{remark}", field=field)
     if payload.get("enable_hr") and payload.get("hr_upscaler"):
         check_upscaler(payload["hr_upscaler"], catalogue, "hr_upscaler", LATENT_UPSCALE_MODES)
 
@@ -226,7 +227,7 @@ def _check_scripts(kind: Kind, payload: dict[str, Any], catalogue: Catalogue) ->
         field = f"alwayson_scripts.{name}"
         if name.lower() in there:
             raise BadRequest("Cannot have a selectable script in the always on scripts params", field=field)
-        if name.lower() not in always_on(kind):
+        if name.lower() not in map(str.lower, always_on(kind)):
             raise _no_script(f"Always on script {name}", name, always_on(kind), field)
         if name.lower() == CONTROLNET:  # which has its own rules
             continue
@@ -242,8 +243,12 @@ def scripts_of(kind: Kind, catalogue: Catalogue) -> list[str]:
 
 
 def always_on(kind: Kind) -> tuple[str, ...]:
-    """The scripts of txt2img or of img2img that ``alwayson_scripts`` may name."""
-    return (CONTROLNET, *ALWAYS_ON, *((SOFT_INPAINTING,) if kind == "img2img" else ()))
+    """The scripts of txt2img or of img2img that ``alwayson_scripts`` may name, in the webui's order.
+
+    The values of the last ones are the request's own fields, so that over the API they are seldom sent.
+    """
+    soft = (SOFT_INPAINTING,) if kind == "img2img" else ()
+    return (CONTROLNET, "extra options", HYPERTILE, *soft, "refiner", "sampler", "seed")
 
 
 def _no_script(title: str, name: str, there: Iterable[str], field: str) -> BadRequest | NotImplementedHere:

@@ -10,7 +10,13 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from sd_cloud.dialects import sdapi_models as models
-from sd_cloud.dialects.sdapi_checks import LATENT_UPSCALE_MODES, SOFT_INPAINTING, always_on, scripts_of
+from sd_cloud.dialects.sdapi_checks import (
+    HYPERTILE,
+    LATENT_UPSCALE_MODES,
+    SOFT_INPAINTING,
+    always_on,
+    scripts_of,
+)
 from sd_cloud.dialects.sdapi_errors import answer
 from sd_cloud.engines.base import Catalogue, ModelFile, ScriptArgument
 from sd_cloud.engines.diffusion.styles import read_styles
@@ -222,6 +228,7 @@ class _Lists:
                 "args": args.get(name, []),
             }
             for name in [*selectable, *always_on(kind)]
+            if name != HYPERTILE  # the webui tells nothing of a script without arguments
         ]
 
 

@@ -29,7 +29,10 @@ SECTIONS = Path(__file__).with_name("option_sections.json")
 
 #: Texts shown on the settings page; the webui stores no value for them either.
 EXPLANATIONS = frozenset(
-    {"profiling_explanation", "sd_vae_explanation", "infotext_explanation", "settings_in_ui"}
+    {
+        *("profiling_explanation", "sd_vae_explanation", "infotext_explanation", "hypertile_explanation"),
+        "settings_in_ui",
+    }
 )
 _PICTURE_FORMATS = ("png", "jpg", "jpeg", "webp")
 CHOICES: Mapping[str, tuple[object, ...]] = {

@@ -174,7 +174,7 @@ class Guided:
             return self._pieces(x, level, pictures + everyone, both, flags)
         return torch.cat(
             [
-                self._pieces(x, level, pictures, positive, [True] * len(pictures)),
+                self._pieces(x, level, pictures, positive, [True] * len(pictures), most=2 * x.shape[0]),
                 self._pieces(x, level, everyone, negative, [False] * len(everyone)),
             ]
         )
@@ -213,10 +213,17 @@ class Guided:
         return positive, negative
 
     def _pieces(
-        self, x: Tensor, level: Tensor, pictures: list[int], cond: Cond, is_cond: list[bool]
+        self,
+        x: Tensor,
+        level: Tensor,
+        pictures: list[int],
+        cond: Cond,
+        is_cond: list[bool],
+        *,
+        most: int | None = None,
     ) -> Tensor:
-        """All rows at once, or (``batch_cond_uncond`` off) a picture's worth at a time."""
-        size = len(pictures) if self.options.flag("batch_cond_uncond") else x.shape[0]
+        """``most`` rows at once (else all), or (``batch_cond_uncond`` off) a picture's worth at a time."""
+        size = (most or len(pictures)) if self.options.flag("batch_cond_uncond") else x.shape[0]
         outs = []
         for start in range(0, len(pictures), size):
             part = slice(start, start + size)

@@ -34,6 +34,7 @@ class JobModels:
         anew = is_built_anew(before, self.current)
         if anew:
             self._state.merging_ratio = 0.0
+            self._state.hypertile.forget()
             self._state.generator.pass_over(numbers_drawn(self.current))
         return anew
 
@@ -48,6 +49,7 @@ class JobModels:
         if id(coder.vae) not in self._tiled:
             self._tiled.add(id(coder.vae))
             self._while_running.enter_context(circular((coder.vae,), state.request.tiling))
+            self._while_running.enter_context(state.hypertile.in_vae(coder.vae))
         return coder
 
     def conditioner(self) -> Conditioner:

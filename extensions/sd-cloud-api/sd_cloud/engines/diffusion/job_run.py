@@ -64,6 +64,8 @@ class JobRun:
             if isinstance(models.current, sd3.Sd3Model):
                 state.request = sd3.fitted(state.request)
                 state.comments += sd3.remarks(models.current, state.options)
+            size = state.request.width, state.request.height
+            state.hypertile.begin(state.texts.seeds[0], *size, state.marks)
             with self._computing(models, first=True):
                 passes = self._passes(models)
             maps = passes.controls.maps if passes.controls else ()

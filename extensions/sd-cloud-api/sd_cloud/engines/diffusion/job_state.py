@@ -12,6 +12,7 @@ from torch import Tensor
 from sd_cloud.engines.base import Checkpoint, Control, ModelFile, Report
 from sd_cloud.engines.diffusion import hires
 from sd_cloud.engines.diffusion.eight_bits import wanted_storage
+from sd_cloud.engines.diffusion.hypertile import HyperTile
 from sd_cloud.engines.diffusion.infotext import infotext
 from sd_cloud.engines.diffusion.models_wanted import wanted_checkpoint, wanted_vae
 from sd_cloud.engines.diffusion.networks import Networks
@@ -59,6 +60,7 @@ class JobState:
         self.marks: dict[str, Any] = {}
         self.comments: list[str] = []
         self.networks = Networks(workshop, self.catalogue, self.options, self.marks, self.comments)
+        self.hypertile = HyperTile(self.options)
         self.tiny = TinyChoice(workshop.tiny_vaes, self.options, self.comments)
         self.random = RandomKind(self.options.text("randn_source"), workshop.device)
         self.began = datetime.datetime.now()

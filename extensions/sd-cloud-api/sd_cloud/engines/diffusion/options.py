@@ -34,6 +34,15 @@ DEFAULTS: dict[str, Any] = {
     "code_former_weight": 0.5,
     "cache_fp16_weight": False,
     "fp8_storage": "Disable",
+    "hypertile_enable_unet": False,
+    "hypertile_enable_unet_secondpass": False,
+    "hypertile_enable_vae": False,
+    "hypertile_max_depth_unet": 3,
+    "hypertile_max_depth_vae": 3,
+    "hypertile_max_tile_unet": 256,
+    "hypertile_max_tile_vae": 128,
+    "hypertile_swap_size_unet": 3,
+    "hypertile_swap_size_vae": 3,
     "grid_background_color": "#ffffff",
     "grid_only_if_multiple": True,
     "grid_prevent_empty_spots": False,
@@ -158,6 +167,11 @@ class Options:
             asked = plain if "token_merging_ratio" in self.own else 0
             return asked or self.number("token_merging_ratio_img2img") or plain
         return (self.number("token_merging_ratio_hr") if second else 0) or plain
+
+    def changed(self, name: str) -> float | None:
+        """A number where it is not the default, as it was written."""
+        value = self.number(name)
+        return None if value == DEFAULTS[name] else value
 
     def flag(self, name: str) -> bool:
         value = self.get(name)

@@ -189,7 +189,8 @@ class Passes:
         every = options.whole("show_progress_every_n_steps")
         if every < 1 or (step + 1) % every:
             return None
-        decoded = decode_tiny(tiny, latents) if tiny is not None else self.models.coder().decode(latents)
+        with self.state.hypertile.at_rest():
+            decoded = decode_tiny(tiny, latents) if tiny is not None else self.models.coder().decode(latents)
         return side_by_side(to_pictures(decoded))
 
     def _refine(self, plan: Plan) -> Refine:
@@ -206,7 +207,7 @@ class Passes:
             state.marks["Refiner switch at"] = refiner.switch_at
             anew = self.models.switch(checkpoint)
             self._goes_on_with(guided.model.latent_channels, "refiner_checkpoint")
-            self._merge_tokens()
+            self._prepare_attention()
             encoded = self._encode(second=plan.hires, networks=not anew)
             return Switch(self.models.current, encoded, self._alphas(self.models.current), anew)
 
@@ -224,15 +225,17 @@ class Passes:
             )
 
     @contextmanager
-    def _merging(self) -> Iterator[None]:
-        """The model at work, and a refiner that takes over from it, merge tokens if they are to."""
+    def _attending(self) -> Iterator[None]:
+        """The model at work, and a refiner that takes over from it, merge tokens and tile if they are to."""
         with ExitStack() as self._sampled:
-            self._merge_tokens()
+            self._prepare_attention()
             yield
 
-    def _merge_tokens(self) -> None:
-        merging = token_merging(self.models.current.unet, self.state.merging_ratio)
-        self._sampled.enter_context(merging)
+    def _prepare_attention(self) -> None:
+        model = self.models.current
+        self._sampled.enter_context(token_merging(model.unet, self.state.merging_ratio))
+        elsewhere = self.steering is not None and self.steering.shares_attention
+        self._sampled.enter_context(self.state.hypertile.in_unet(model, looks_elsewhere=elsewhere))
 
     # --- first passes -----------------------------------------------------------------------------
 
@@ -252,7 +255,7 @@ class Passes:
                 start, request.width, request.height, self.models.chosen_coder(), state.generator
             )
         sampling = self._sampling(encoded, plan, noise, condition)
-        with self._merging():
+        with self._attending():
             return sampling.from_noise(start)
 
     def _from_source(self, prepared: img2img.Prepared, encoded: Encoded, noise: Drawing) -> Tensor:
@@ -275,7 +278,7 @@ class Passes:
             soft = self.state.soft
             mask = Mask(*parts) if soft is None else SoftMask(*parts, soft)
             sampling.guided.mask = mask
-        with self._merging():
+        with self._attending():
             latent = sampling.from_latent(prepared.latent, start)
         return latent if mask is None or self.inversion else mask.blend(latent)
 
@@ -355,8 +358,10 @@ class Passes:
         )
         encoded = self._encode(second=True)
         state.merging_ratio = state.options.merging_ratio(source=False, second=True)
+        target = second.target
+        state.hypertile.begin_second_pass(state.texts.seeds[0], target.width, target.height, state.marks)
         sampling = self._sampling(encoded, plan, noise, condition)
-        with self._merging():
+        with self._attending():
             latent = sampling.from_latent(latent, start)
         state.merging_ratio = state.options.merging_ratio(source=False, second=False)
         return latent, saved

@@ -43,6 +43,11 @@ class Control:
         """The same without what depends on the first call: what maps make is the same each time."""
         return replace(self, prompts=self.prompts.anew())
 
+    @property
+    def shares_attention(self) -> bool:
+        """Whether the U-Net's self-attention sees another picture beside its own."""
+        return any(isinstance(one, Reference) and one.attends for one in self.units)
+
     def run(self, call: Call, unet: UNet2DConditionModel, forward: Forward, alphas_cumprod: Tensor) -> Tensor:
         """The U-Net's output at this call, with all that the units change in it.
 

@@ -56,7 +56,8 @@ def _short(value: Any) -> Any:
 @dataclass(frozen=True)
 class Axis:
     """``kind``: int, float or str, or tuple for all orders of the values. ``cost``: the axis whose values
-    cost most to change is the outermost loop. ``listed``: the webui's page has a list to choose from."""
+    cost most to change is the outermost loop. ``listed``: the webui's page has a list to choose from.
+    ``limits``: the least and the greatest value."""
 
     label: str
     kind: type
@@ -65,6 +66,7 @@ class Axis:
     kinds: tuple[Kind, ...] = field(default=BOTH)
     cost: float = 0.0
     listed: bool = False
+    limits: tuple[int, int] | None = None
 
     def values(self, written: Any, chosen: Any, where: str, *, as_csv: bool) -> tuple[list[Any], str]:
         """The values, and how the infotext says them. Raises BadRequest, naming the argument."""
@@ -89,6 +91,10 @@ class Axis:
             raise BadRequest(f"{self.label}: {error}", field=where) from error
         if not found:
             raise BadRequest(f"{self.label}: has no values", field=where)
+        outside = [one for one in found if self.limits and not self.limits[0] <= one <= self.limits[1]]
+        if self.limits and outside:
+            least, most = self.limits
+            raise BadRequest(f"{self.label}: {outside[0]} is not from {least} to {most}", field=where)
         return found, written
 
     def _read(self, words: Sequence[str]) -> list[Any]:
@@ -272,6 +278,18 @@ AXES = (
     Axis("RNG source", str, _option("randn_source"), listed=True),
     Axis("FP8 mode", str, _option("fp8_storage"), cost=0.9, listed=True),
     Axis("Size", str, _size),
+    # Those that the webui's built-in extension adds.
+    Axis("[Hypertile] Unet First pass Enabled", str, _switch("hypertile_enable_unet"), listed=True),
+    Axis(
+        "[Hypertile] Unet Second pass Enabled", str, _switch("hypertile_enable_unet_secondpass"), listed=True
+    ),
+    Axis("[Hypertile] Unet Max Depth", int, _option("hypertile_max_depth_unet"), listed=True, limits=(0, 3)),
+    Axis("[Hypertile] Unet Max Tile Size", int, _option("hypertile_max_tile_unet"), limits=(0, 512)),
+    Axis("[Hypertile] Unet Swap Size", int, _option("hypertile_swap_size_unet"), limits=(0, 64)),
+    Axis("[Hypertile] VAE Enabled", str, _switch("hypertile_enable_vae"), listed=True),
+    Axis("[Hypertile] VAE Max Depth", int, _option("hypertile_max_depth_vae"), listed=True, limits=(0, 3)),
+    Axis("[Hypertile] VAE Max Tile Size", int, _option("hypertile_max_tile_vae"), limits=(0, 512)),
+    Axis("[Hypertile] VAE Swap Size", int, _option("hypertile_swap_size_vae"), limits=(0, 64)),
 )
 
 
