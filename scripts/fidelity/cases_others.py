@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from scripts.fidelity import pictures
@@ -209,6 +210,33 @@ def _options() -> Iterator[Case]:
     yield case("options", "send_images off", send_images=False)
     said = f"{CAT}\nSteps: 4, Sampler: Euler, CFG scale: 5, Seed: 99, Size: 64x72"
     yield Case("options", "infotext field", "txt2img", {"infotext": said, "subseed": 77})
+    for name, rest in _infotexts().items():
+        told = {"infotext": f"{said}, {rest}", "subseed": 77}
+        yield Case("options", f"infotext with {name}", "txt2img", told)
+    clip_skip = Case("options", "infotext without Clip skip", "txt2img", {"infotext": said, "subseed": 77})
+    yield under(clip_skip, CLIP_stop_at_last_layers=2)
+    skipped = Case("options", "infotext_skip_pasting", "txt2img", {"infotext": said, "subseed": 77})
+    yield under(skipped, infotext_skip_pasting=["Sampler", "CFG scale"])
+    other = f"{said}, Model hash: 53b85eef43, Model: tiny-b"
+    swap = Case("options", "infotext with another model", "txt2img", {"infotext": other, "subseed": 77})
+    yield swap
+    yield under(replace(swap, name="disable_weights_auto_swap"), disable_weights_auto_swap=False)
+    image = {"width": 128, "height": 128, "init_images": [pictures.plain()], "denoising_strength": 0.5}
+    told = {"infotext": f"{said}, Clip skip: 2, Denoising strength: 0.9", "seed": 99, "subseed": 77, **image}
+    yield Case("options", "infotext field of img2img", "img2img", told)
+
+
+def _infotexts() -> dict[str, str]:
+    return {
+        "options": "Clip skip: 2, ENSD: 31337, RNG: CPU, Eta: 0.5, Sigma churn: 4, Sigma tmax: 9",
+        "more options": "Skip Early CFG: 0.3, Token merging ratio: 0.3, Tiling: True, Emphasis: No norm",
+        "sigmas": "Schedule type: Karras, Schedule rho: 5, Schedule max sigma: 11, NGMS: 2",
+        "hires": "Denoising strength: 0.6, Hires upscale: 1.5, Hires steps: 3, Hires upscaler: Latent",
+        "denoising alone": "Denoising strength: 0.6",
+        "variation": "Variation seed: 5, Variation seed strength: 0.4, Seed resize from: 80x64",
+        "a refiner": "Refiner: tiny-b [53b85eef43], Refiner switch at: 0.5",
+        "an older version": "Clip skip: 1, Version: v1.5.2",
+    }
 
 
 def _tiny_vaes() -> Iterator[Case]:

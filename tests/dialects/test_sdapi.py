@@ -145,6 +145,44 @@ async def test_an_infotext_fills_in_what_the_request_does_not_say(world: Native)
     assert answer.json()["parameters"]["cfg_scale"] == 3.5
 
 
+async def test_options_that_an_infotext_tells_count_where_they_differ_from_the_hosts(world: Native) -> None:
+    await world.post("options", {"CLIP_stop_at_last_layers": 2, "infotext_skip_pasting": ["CFG scale"]})
+    infotext = (
+        "a dog\nSteps: 7, Sampler: DDIM, CFG scale: 3.5, Model hash: 1234567890, Denoising strength: 0.5, "
+        "Hypertile VAE: True, Tiling: False, Token merging ratio: 0.3"
+    )
+    await world.post("txt2img", {"infotext": infotext})
+    payload = world.job.payload
+    assert payload["override_settings"] == {
+        "CLIP_stop_at_last_layers": 1,  # an infotext without one was made with 1
+        "hypertile_enable_vae": True,
+        "token_merging_ratio": 0.3,
+    }
+    assert world.job.checkpoint is None  # disable_weights_auto_swap is on
+    assert payload["cfg_scale"] == 7.0 and payload["enable_hr"] is False
+    await world.post("options", {"disable_weights_auto_swap": False})
+    refused = await world.post("txt2img", {"infotext": infotext})
+    assert refused.status_code == 404 and "1234567890" in refused.json()["detail"]
+
+
+async def test_img2img_takes_seeds_sampler_and_options_from_an_infotext_and_no_more(world: Native) -> None:
+    infotext = (
+        "a dog\nSteps: 7, Seed: 9, Size: 72x80, Seed resize from: 64x96, RNG: CPU, "
+        "Soft inpainting enabled: True, Soft inpainting schedule bias: 2, "
+        "Soft inpainting preservation strength: 0.5, "
+        "Soft inpainting transition contrast boost: 4, Soft inpainting mask influence: 0, "
+        "Soft inpainting difference threshold: 0.5, Soft inpainting difference contrast: 2"
+    )
+    sent = {"steps": 2, "width": 64, "height": 64, "init_images": [base64_png()], "infotext": infotext}
+    await world.post("img2img", sent)
+    payload = world.job.payload
+    assert (payload["prompt"], payload["seed"], payload["steps"]) == ("", 9, 2)
+    assert (payload["seed_resize_from_w"], payload["seed_resize_from_h"]) == (96, 64)  # as the webui has them
+    assert payload["sampler_name"] == "DPM++ 2M"  # what it takes where no sampler is named
+    assert payload["override_settings"] == {"randn_source": "CPU"}
+    assert payload["alwayson_scripts"]["soft inpainting"]["args"] == [True, 2, 0.5, 4, 0, 0.5, 2]
+
+
 async def test_progress_tells_of_the_running_job_and_interrupt_stops_it(world: Native) -> None:
     idle = await world.get("progress")
     assert idle["progress"] == 0 and idle["state"]["job_count"] == 0 and idle["current_image"] is None

@@ -83,7 +83,7 @@ class _Making:
     async def _make(self, kind: Kind, request: Request, body: BaseModel) -> Response:
         sent = body.model_dump()
         if sent["infotext"]:
-            sent = filled_in(kind, sent, body.model_fields_set)
+            sent = filled_in(kind, sent, body.model_fields_set, self._options.snapshot())
         job = await self.job(kind, sent, owner=owner_of(request))
         request.scope["sd_cloud.job"] = job.id
         outcome = await with_pictures(self._service, job, request)

@@ -11,7 +11,7 @@ import gradio as gr
 from gradio.components import Component
 from PIL import Image
 
-from sd_cloud.dialects.sdapi_infotext import filled_in
+from sd_cloud.dialects.sdapi_infotext import pasted_fields
 from sd_cloud.dialects.sdapi_models import StableDiffusionProcessingImg2Img, StableDiffusionProcessingTxt2Img
 from sd_cloud.errors import BadRequest, ServiceError
 from sd_cloud.host.i18n import said, word
@@ -229,7 +229,7 @@ def pasted(kind: Kind, fields: Form, infotext: str, only: frozenset[str] | None 
     With ``only``, the other fields stay too.
     """
     try:
-        filled = filled_in(kind, {"infotext": infotext, "override_settings": {}}, ())
+        filled = pasted_fields(kind, infotext)
     except BadRequest as error:
         raise told(error) from None
     return [
