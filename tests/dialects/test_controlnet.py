@@ -148,3 +148,43 @@ async def test_what_is_no_picture_is_named(world: Native) -> None:
     answer = await detect(world, controlnet_input_images=[PICTURE, "x"])
     assert answer.status_code == 422 and answer.json()["detail"].startswith("controlnet_input_images[1]: ")
     assert world.engine.started == []
+
+
+def person(**more: Any) -> dict[str, Any]:
+    """One who stands: shares of the canvas, three numbers a point."""
+    body = [number for place in range(18) for number in (0.1 + place / 25, 0.9 - place / 25, 1.0)]
+    return {"people": [{"pose_keypoints_2d": body, **more}], "canvas_width": 96, "canvas_height": 64}
+
+
+async def render(world: Native, poses: Any) -> Any:
+    return await world.client.post("/controlnet/render_openpose_json", json=poses)
+
+
+async def test_people_written_down_are_drawn_again_with_hands_and_faces(world: Native) -> None:
+    hand = [number for place in range(21) for number in (place / 21, 0.5, 1.0)]
+    unseen = [0.0] * 63
+    poses = [person(), person(hand_left_keypoints_2d=hand), person(hand_left_keypoints_2d=unseen)]
+    answer = (await render(world, [*poses, {**person(), "people": []}])).json()
+    assert list(answer) == ["images", "info"] and answer["info"] == "Success"
+    plain, with_hand, with_unseen, nobody = (picture_in(one) for one in answer["images"])
+    assert plain.size == (96, 64)
+    assert plain.tobytes() != with_hand.tobytes() and plain.tobytes() == with_unseen.tobytes()
+    assert nobody.getextrema() == ((0, 0),) * 3
+    assert (await render(world, [])).json() == {"info": "No pose data detected."}
+
+
+@pytest.mark.parametrize(
+    ("pose", "said"),
+    [
+        ({**person(), "people": None}, "pose_data[1].people"),
+        ({**person(), "people": [{}]}, "pose_data[1].people[0].pose_keypoints_2d"),
+        (person(pose_keypoints_2d=[0.5, 0.5, 1.0]), "18 to 1000 points"),
+        (person(face_keypoints_2d=[0.5, "x", 1.0]), "'x' is no number"),
+        (person(face_keypoints_2d=[0.5, 1e30, 1.0]), "1e+30 is no number"),
+        ({**person(), "canvas_width": 0}, "pose_data[1].canvas_width"),
+        ({**person(), "canvas_width": 10**6, "canvas_height": 10**6}, "pixels are more than"),
+    ],
+)
+async def test_a_pose_that_cannot_be_drawn_is_refused_by_name(world: Native, pose: Any, said: str) -> None:
+    answer = await render(world, [person(), pose])
+    assert answer.status_code == 422 and said in answer.json()["detail"]

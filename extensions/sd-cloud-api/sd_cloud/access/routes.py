@@ -49,6 +49,7 @@ USER_ROUTES: tuple[tuple[str, str], ...] = (
     ("POST", "/sdapi/v1/png-info"),
     ("POST", "/sdapi/v1/interrogate"),
     ("POST", "/controlnet/detect"),
+    ("POST", "/controlnet/render_openpose_json"),
     ("POST", "/txt2img"),
     ("POST", "/img2img"),
     ("POST", "/extra_images"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,6 +15,7 @@ from sd_cloud.dialects.sdapi_checks import check_values
 from sd_cloud.dialects.sdapi_errors import NativeRoute, answer
 from sd_cloud.dialects.sdapi_pictures import encoded
 from sd_cloud.engines.diffusion.controlnet import api as controlnet_api
+from sd_cloud.engines.diffusion.controlnet.rendering import rendered
 from sd_cloud.job import Job, Outcome
 from sd_cloud.service import Service
 from sd_cloud.settings import Settings
@@ -48,6 +49,14 @@ def router(service: Service, settings: Settings) -> APIRouter:
         outcome = await with_pictures(service, job, request)
         return await asyncio.to_thread(_detected, job, outcome)
 
+    async def render_openpose_json(
+        pose_data: Annotated[list[dict[str, Any]] | None, Body()] = None,
+    ) -> Response:
+        if not pose_data:
+            return answer({"info": "No pose data detected."})
+        check_values(pose_data, "pose_data")
+        return await asyncio.to_thread(_rendered, pose_data, settings, service)
+
     for path, endpoint in (
         ("/version", version),
         ("/model_list", model_list),
@@ -57,7 +66,15 @@ def router(service: Service, settings: Settings) -> APIRouter:
     ):
         routes.add_api_route(path, endpoint, methods=["GET"])
     routes.add_api_route("/detect", detect, methods=["POST"])
+    routes.add_api_route("/render_openpose_json", render_openpose_json, methods=["POST"])
     return routes
+
+
+def _rendered(poses: list[dict[str, Any]], settings: Settings, service: Service) -> Response:
+    """The extension's answer to poses; runs in a thread."""
+    options = service.options()
+    images = rendered(poses, settings.fetch.limit_pixels)
+    return answer({"images": [encoded(one, "", options.get) for one in images], "info": "Success"})
 
 
 def _detected(job: Job, outcome: Outcome) -> Response:
