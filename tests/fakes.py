@@ -62,6 +62,10 @@ def step_seconds(job: Job) -> float:
     return float(job.payload.get("step_seconds") or 0.0)
 
 
+#: What the fake device has to tell of itself.
+MEMORY: dict[str, Any] = {"error": "a test has no device"}
+
+
 class PaintWorker:
     unloaded = 0
 
@@ -87,6 +91,9 @@ class PaintWorker:
 
     def unload(self) -> None:
         self.unloaded += 1
+
+    def memory(self) -> dict[str, Any]:
+        return MEMORY
 
 
 def create(settings: Settings) -> PaintWorker:
@@ -151,3 +158,6 @@ class PaintEngine:
 
     async def unload(self) -> None:
         self.unloaded += 1
+
+    async def memory(self) -> dict[str, Any]:
+        return MEMORY

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.dialects.sdapi_world import Native, native
+from tests.fakes import MEMORY
 
 
 @pytest.fixture
@@ -70,7 +71,9 @@ async def test_flags_tell_how_the_service_was_started(world: Native) -> None:
 
 
 async def test_memory_is_told_in_bytes(world: Native) -> None:
-    ram = (await world.get("memory"))["ram"]
+    told = await world.get("memory")
+    ram = told["ram"]
+    assert told["cuda"] == MEMORY, "the engine knows its device; this process does not"
     assert ram["total"] == pytest.approx(ram["free"] + ram["used"]) and ram["total"] > 1 << 28
 
 
@@ -92,7 +95,7 @@ async def test_lists_are_the_catalogues(world: Native) -> None:
     assert [one["name"] for one in await world.get("realesrgan-models")] == ["R-ESRGAN 4x+"]
     scripts = await world.get("scripts")
     assert "loopback" in scripts["img2img"] and "loopback" not in scripts["txt2img"]
-    assert {"seed", "refiner", "sampler", "controlnet"} <= set(scripts["txt2img"])
+    assert {"seed", "refiner", "sampler", "controlnet", "Hypertile"} <= set(scripts["txt2img"])
 
 
 async def test_prompt_styles_are_read_from_the_file_as_it_is_now(world: Native) -> None:

@@ -15,7 +15,7 @@ from sd_cloud.engines.base import EngineDied
 from sd_cloud.engines.child import ChildEngine
 from sd_cloud.job import Job, Outcome, Progress
 from sd_cloud.settings import settings_below
-from tests.fakes import scan
+from tests.fakes import MEMORY, scan
 
 
 def job(prompt: str = "a cat", **payload: object) -> Job:
@@ -56,6 +56,21 @@ async def test_a_failing_job_leaves_the_engine_able_to_serve_the_next(engine: Ch
     with pytest.raises(errors.OutOfMemory):
         await engine.run(job("memory"), unheard)
     assert (await engine.run(job(), unheard)).pictures
+
+
+async def test_the_child_tells_of_its_device_also_while_it_works(engine: ChildEngine) -> None:
+    assert "has not started" in (await engine.memory())["error"]
+    working = asyncio.create_task(engine.run(job(steps=5, step_seconds=0.05), unheard))
+    while not engine.ready:
+        await asyncio.sleep(0.01)
+    assert await asyncio.gather(engine.memory(), engine.memory()) == [MEMORY, MEMORY]
+    assert (await working).pictures
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGSTOP)
+    asked = asyncio.create_task(engine.memory())
+    await asyncio.sleep(0.05)
+    os.kill(engine.pid, signal.SIGKILL)
+    assert "the engine's process" in (await asked)["error"]
 
 
 async def test_unloading_waits_for_the_running_job_and_is_done_before_the_next(engine: ChildEngine) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -122,9 +123,11 @@ class _Host:
         found = self._service.catalogue().checkpoint(wanted)
         found = found or (await self._service.engine.refresh()).checkpoint(wanted)
         if found is None:
-            names = ", ".join(one.name for one in self._service.catalogue().checkpoints) or "none"
+            there = self._service.catalogue()
+            names = ", ".join(one.name for one in there.checkpoints) or "none"
             raise CheckpointNotFound(
-                f"model {wanted!r} not found; installed: {names}", field="sd_model_checkpoint"
+                f"model {wanted!r} not found; installed: {names}{there.unhashed_remark(wanted)}",
+                field="sd_model_checkpoint",
             )
         return found.title
 
@@ -132,14 +135,10 @@ class _Host:
         return answer(self._flags)
 
     async def get_memory(self) -> Response:
-        ram = psutil.virtual_memory()
-        used = ram.total - ram.available
-        return answer(
-            {
-                "ram": {"free": ram.available, "used": used, "total": ram.total},
-                "cuda": {"error": "unavailable"},
-            }
-        )
+        """``ram.used`` is what this service's processes hold, as the webui tells of its own."""
+        used, total = await asyncio.to_thread(_resident_bytes), psutil.virtual_memory().total
+        ram = {"free": total - used, "used": used, "total": total}
+        return answer({"ram": ram, "cuda": dict(await self._service.engine.memory())})
 
     async def refresh_checkpoints(self) -> Response:
         return await self._refresh()
@@ -190,6 +189,16 @@ class _Host:
 
     async def train_hypernetwork(self, args: dict[str, Any]) -> Response:
         raise _no("training: hypernetworks are made elsewhere and put into models/hypernetworks/")
+
+
+def _resident_bytes() -> int:
+    """Of this process and those it started, the engine's above all."""
+    own = psutil.Process()
+    used = int(own.memory_info().rss)
+    for child in own.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended, and holds nothing
+            used += int(child.memory_info().rss)
+    return used
 
 
 def _no(what: str) -> NotImplementedHere:

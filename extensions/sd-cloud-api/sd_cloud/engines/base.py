@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -116,6 +117,17 @@ class Catalogue:
                 return one
         return None
 
+    def unhashed_remark(self, wanted: str) -> str:
+        """Said with a name that is not there: what looks like a hash may be of a file that has none yet."""
+        unhashed = sum(one.sha256 is None for one in self.checkpoints)
+        if not unhashed or not HASH.search(wanted):
+            return ""
+        return f" ({unhashed} of them have no hash yet: a file is hashed when it is first used by its name)"
+
+
+#: A short or whole sha256, by itself or in the brackets of a title.
+HASH = re.compile(r"(?:^|\[)(?:[0-9a-f]{10}|[0-9a-f]{64})\]?$")
+
 
 def checkpoint_aliases(one: Checkpoint) -> set[str]:
     stem = one.name.rsplit(".", 1)[0]
@@ -164,6 +176,10 @@ class Engine(Protocol):
         """Let go of every loaded model once the running job is over; the next job loads its own."""
         ...
 
+    async def memory(self) -> Mapping[str, Any]:
+        """Bytes of the GPU as the webui's ``/sdapi/v1/memory`` words them, or ``error`` and why not."""
+        ...
+
 
 class EngineDied(EngineFailed):
     """The engine's process ended under a job. The job may be delivered again."""
@@ -209,4 +225,8 @@ class Worker(Protocol):
 
     def unload(self) -> None:
         """Let go of every loaded model. Never called while a job runs."""
+        ...
+
+    def memory(self) -> Mapping[str, Any]:
+        """Bytes of the GPU, or ``error`` and why not. Called at any time, not from a job's thread."""
         ...

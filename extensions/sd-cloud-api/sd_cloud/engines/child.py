@@ -2,8 +2,8 @@
 
 The API process never imports torch. It talks to the child over a pipe with pickled tuples:
 
-    to the child      ("run", job)  ("ask", job id, verdict)  ("unload",)
-    from the child    ("ready",)  ("progress", job id, Progress)
+    to the child      ("run", job)  ("ask", job id, verdict)  ("unload",)  ("memory",)
+    from the child    ("ready",)  ("memory", bytes of the GPU)  ("progress", job id, Progress)
                       ("done", job id, Outcome)  ("failed", job id, ServiceError)
 
 A child that dies takes its jobs with it as `EngineDied`, and another one is started.
@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -37,6 +37,8 @@ ENGINE_NICENESS = 5
 RESTART_SECONDS = (0.2, 1.0, 5.0, 15.0, 30.0)
 #: How long a job may ignore a cancel before its process is killed.
 KILL_SECONDS = 60.0
+#: How long the engine may take to tell how full its device is; it may be in the middle of a kernel.
+MEMORY_SECONDS = 30.0
 
 
 class ChildEngine:
@@ -55,6 +57,7 @@ class ChildEngine:
         self._catalogue: Catalogue | None = None
         self._jobs: dict[str, tuple[asyncio.Future[Outcome], Report]] = {}
         self._sent: set[str] = set()
+        self._memory_asked: list[asyncio.Future[Mapping[str, Any]]] = []
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
         self._sending = threading.Lock()
@@ -171,6 +174,22 @@ class ChildEngine:
         except EngineDied:
             pass  # and one that is gone has nothing left
 
+    async def memory(self) -> Mapping[str, Any]:
+        if not self.ready:
+            return {"error": "the engine has not started yet"}
+        told: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+        self._memory_asked.append(told)
+        try:
+            await asyncio.to_thread(self._send, ("memory",))
+            return await asyncio.wait_for(told, MEMORY_SECONDS)
+        except asyncio.TimeoutError:
+            return {"error": f"the engine did not answer within {MEMORY_SECONDS:g} s"}
+        except EngineDied as error:
+            return {"error": str(error)}
+        finally:
+            if told in self._memory_asked:
+                self._memory_asked.remove(told)
+
     # -- the pipe -----------------------------------------------------------------------------
 
     async def _ask(self, job_id: str, verdict: Verdict) -> bool:
@@ -213,6 +232,9 @@ class ChildEngine:
             self._failures = 0
             self._ready.set()
             return
+        if what == "memory":
+            self._tell_memory(message[1])
+            return
         job_id, content = message[1], message[2]
         if job_id not in self._jobs:
             return
@@ -226,12 +248,19 @@ class ChildEngine:
             else:
                 done.set_exception(content)
 
+    def _tell_memory(self, told: Mapping[str, Any]) -> None:
+        """To everybody who waits: what was asked twice is answered twice with the same."""
+        for one in self._memory_asked:
+            if not one.done():
+                one.set_result(told)
+
     def _died(self, process: multiprocessing.process.BaseProcess) -> None:
         self._ready.clear()
         reason = _how_it_ended(process.exitcode)
         for done, _ in list(self._jobs.values()):
             if not done.done():
                 done.set_exception(EngineDied(reason))
+        self._tell_memory({"error": reason})
         if self._closing:
             return
         wait = RESTART_SECONDS[min(self._failures, len(RESTART_SECONDS) - 1)]
@@ -300,6 +329,16 @@ class _Child:
             elif message[0] == "unload":
                 self._unload_asked = True
                 threading.Thread(target=self._unload, name="unload").start()
+            elif message[0] == "memory":
+                threading.Thread(target=self._tell_memory, name="memory").start()
+
+    def _tell_memory(self) -> None:
+        try:
+            told = self._worker.memory()
+        except Exception as error:
+            log.exception("the device's memory cannot be read")
+            told = {"error": f"{type(error).__name__}: {error}"}
+        self._say("memory", told)
 
     def _unload(self) -> None:
         """Between two jobs: whoever has the turn next does it first."""

@@ -84,6 +84,9 @@ class WebuiEngine:
     async def unload(self) -> None:
         raise NotImplementedHere("the webui unloads its checkpoint itself: POST /sdapi/v1/unload-checkpoint")
 
+    async def memory(self) -> Mapping[str, Any]:
+        raise NotImplementedHere("the webui tells its memory itself: GET /sdapi/v1/memory")
+
     def close(self) -> None:
         """Take no further job; the one that runs goes on to its end."""
         self._thread.shutdown(wait=False)

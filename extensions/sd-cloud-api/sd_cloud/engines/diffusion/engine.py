@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from sd_cloud.engines.base import Control, Report, Worker
+from sd_cloud.engines.diffusion.cuda_memory import cuda_memory
 from sd_cloud.engines.diffusion.detection import run_detection
 from sd_cloud.engines.diffusion.extras import run_extras
 from sd_cloud.engines.diffusion.interrogate.run import run_interrogation
@@ -91,6 +94,9 @@ class DiffusionWorker:
 
     def unload(self) -> None:
         self.workshop.clear()
+
+    def memory(self) -> Mapping[str, Any]:
+        return cuda_memory(self.workshop.device)
 
     def _out_of_memory(self, job: Job, error: BaseException) -> OutOfMemory:
         log.warning("job %s ran out of memory: %s", job.id, error)
