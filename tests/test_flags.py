@@ -169,13 +169,38 @@ def test_units_are_converted() -> None:
     assert (fetch.limit_bytes, fetch.limit_pixels) == (512 * 1024, 2_000_000)
 
 
-def test_added_model_folders_come_after_the_data_dirs_own() -> None:
-    folders = settings_from(
-        ["--data-dir", "/d", "--lora-dir", "/pub/Lora", "--ckpt-dir", "/pub/sd"], {}
-    ).folders
-    assert folders.loras == (Path("/d/models/Lora"), Path("/pub/Lora"))
-    assert folders.checkpoints == (Path("/d/models/Stable-diffusion"), Path("/pub/sd"))
-    assert settings_from(["--data-dir", "/d", "--models-dir", "/m"], {}).folders.vaes == (Path("/m/VAE"),)
+def test_flags_add_folders_of_models_or_replace_them_as_in_the_webui() -> None:
+    flags = {
+        "ckpt-dir": "checkpoints",
+        "vae-dir": "vaes",
+        "controlnet-dir": "controlnets",
+        "lora-dir": "loras",
+        "lyco-dir-backcompat": "loras",
+        "embeddings-dir": "embeddings",
+        "hypernetwork-dir": "hypernetworks",
+        "gfpgan-models-path": "gfpgan",
+        "codeformer-models-path": "codeformer",
+        "controlnet-annotator-models-path": "annotators",
+        "esrgan-models-path": "esrgan",
+    }
+    argv = [word for flag in flags for word in (f"--{flag}", f"/{flag}")]
+    folders = settings_from(["--data-dir", "/d", *argv], {}).folders
+    expected = {
+        "checkpoints": ("/ckpt-dir", "/d/models/Stable-diffusion"),
+        "vaes": ("/d/models/VAE", "/vae-dir"),
+        "controlnets": ("/d/models/ControlNet", "/controlnet-dir"),
+        "loras": ("/d/models/Lora", "/lora-dir", "/lyco-dir-backcompat"),
+        "embeddings": ("/embeddings-dir",),
+        "hypernetworks": ("/hypernetwork-dir",),
+        "gfpgan": ("/gfpgan-models-path",),
+        "codeformer": ("/codeformer-models-path",),
+        "annotators": ("/controlnet-annotator-models-path",),
+    }
+    assert {name: tuple(map(str, getattr(folders, name))) for name in expected} == expected
+    assert folders.esrgan[0] == Path("/esrgan-models-path")
+    plain = settings_from(["--data-dir", "/d", "--models-dir", "/m"], {}).folders
+    assert plain.vaes == (Path("/m/VAE"),)
+    assert plain.loras == (Path("/m/Lora"), Path("/m/LyCORIS"))
 
 
 def test_the_state_dir_is_the_same_for_the_same_data_dir_and_another_for_another() -> None:

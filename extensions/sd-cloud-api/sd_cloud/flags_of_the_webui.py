@@ -69,10 +69,20 @@ WEBUI: tuple[Flag, ...] = (
     _webui("--no-progressbar-hiding", "show the page's progress bar"),
     _webui("--max-batch-count", "nothing", "int", 16, metavar="COUNT"),
     _webui(
-        "--embeddings-dir", "another folder of textual inversions", "path", metavar="DIR", standalone="used"
+        "--embeddings-dir",
+        "folder of textual inversions, instead of the data dir's",
+        "path",
+        metavar="DIR",
+        standalone="used",
     ),
     _webui("--textual-inversion-templates-dir", "training templates", "path", metavar="DIR"),
-    _webui("--hypernetwork-dir", "another folder of hypernetworks", "path", metavar="DIR", standalone="used"),
+    _webui(
+        "--hypernetwork-dir",
+        "folder of hypernetworks, instead of models/hypernetworks",
+        "path",
+        metavar="DIR",
+        standalone="used",
+    ),
     _webui("--localizations-dir", "folder of the page's translations", "path", metavar="DIR"),
     _webui("--allow-code", "run scripts from the page (never allowed here)"),
     _webui("--medvram", "use less GPU memory, a little slower", standalone="used"),
@@ -97,13 +107,17 @@ WEBUI: tuple[Flag, ...] = (
     _webui("--enable-insecure-extension-access", "let the page install extensions (never allowed here)"),
     _webui(
         "--codeformer-models-path",
-        "another folder of CodeFormer models",
+        "folder of CodeFormer models, instead of models/Codeformer",
         "path",
         metavar="DIR",
         standalone="used",
     ),
     _webui(
-        "--gfpgan-models-path", "another folder of GFPGAN models", "path", metavar="DIR", standalone="used"
+        "--gfpgan-models-path",
+        "folder of GFPGAN models, instead of models/GFPGAN",
+        "path",
+        metavar="DIR",
+        standalone="used",
     ),
     _webui(
         "--esrgan-models-path", "another folder of ESRGAN models", "path", metavar="DIR", standalone="used"
@@ -280,7 +294,7 @@ EXTENSIONS: tuple[Flag, ...] = (
     _foreign(
         "built-in extension",
         "--lyco-dir-backcompat",
-        "another folder of LoRAs",
+        "second folder of LoRAs, instead of models/LyCORIS",
         "path",
         metavar="DIR",
         standalone="used",
@@ -299,7 +313,7 @@ EXTENSIONS: tuple[Flag, ...] = (
     _foreign(
         "controlnet extension",
         "--controlnet-annotator-models-path",
-        "another folder of the weights of ControlNet preprocessors",
+        "folder of the weights of ControlNet preprocessors, instead of the usual ones",
         "path",
         metavar="DIR",
         standalone="used",

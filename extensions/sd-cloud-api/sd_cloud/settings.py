@@ -15,7 +15,7 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class ModelFolders:
-    """Where model files are looked for, in order; the first is where new ones go."""
+    """Where model files are looked for, in the webui's order. ``loras``: of LoRA and of LyCORIS files."""
 
     checkpoints: tuple[Path, ...]
     vaes: tuple[Path, ...]
@@ -40,7 +40,7 @@ class ModelFolders:
             checkpoints=(models / "Stable-diffusion",),
             vaes=(models / "VAE",),
             tiny_vaes=(models / "VAE-taesd",),
-            loras=(models / "Lora",),
+            loras=(models / "Lora", models / "LyCORIS"),
             embeddings=(data_dir / "embeddings",),
             hypernetworks=(models / "hypernetworks",),
             controlnets=(models / "ControlNet",),

@@ -128,27 +128,36 @@ def default_state_dir(data_dir: Path, environ: Mapping[str, str]) -> Path:
 
 
 def _folders(data_dir: Path, given: Mapping[str, Any]) -> ModelFolders:
-    """The data dir's own folders first (new files go there), then those that flags add."""
+    """The data dir's own folders, with those of flags beside them or, as in the webui, instead of them."""
     own = ModelFolders.below(data_dir, _path(given["models_dir"]))
 
-    def with_added(folders: tuple[Path, ...], *dests: str) -> tuple[Path, ...]:
-        added = [path for dest in dests if (path := _path(given[dest])) is not None]
-        return tuple(dict.fromkeys((*folders, *added)))
+    def named(*dests: str) -> tuple[Path, ...]:
+        return tuple(path for dest in dests if (path := _path(given[dest])) is not None)
+
+    def beside(folders: tuple[Path, ...], *dests: str) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys((*folders, *named(*dests))))
+
+    def before(folders: tuple[Path, ...], *dests: str) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys((*named(*dests), *folders)))
+
+    def instead(folders: tuple[Path, ...], dest: str) -> tuple[Path, ...]:
+        return named(dest) or folders
 
     return ModelFolders(
-        checkpoints=with_added(own.checkpoints, "ckpt_dir"),
-        vaes=with_added(own.vaes, "vae_dir"),
+        checkpoints=before(own.checkpoints, "ckpt_dir"),
+        vaes=beside(own.vaes, "vae_dir"),
         tiny_vaes=own.tiny_vaes,
-        loras=with_added(own.loras, "lora_dir", "lyco_dir_backcompat"),
-        embeddings=with_added(own.embeddings, "embeddings_dir"),
-        hypernetworks=with_added(own.hypernetworks, "hypernetwork_dir"),
-        controlnets=with_added(own.controlnets, "controlnet_dir"),
-        annotators=with_added(own.annotators, "controlnet_annotator_models_path"),
-        esrgan=with_added(own.esrgan, "esrgan_models_path", "realesrgan_models_path"),
-        gfpgan=with_added(own.gfpgan, "gfpgan_models_path", "gfpgan_dir"),
-        codeformer=with_added(own.codeformer, "codeformer_models_path"),
+        # The EAS edition has --lora-dir beside the user's own, where the webui has it instead.
+        loras=(*beside(own.loras[:1], "lora_dir"), *instead(own.loras[1:], "lyco_dir_backcompat")),
+        embeddings=instead(own.embeddings, "embeddings_dir"),
+        hypernetworks=instead(own.hypernetworks, "hypernetwork_dir"),
+        controlnets=beside(own.controlnets, "controlnet_dir"),
+        annotators=instead(own.annotators, "controlnet_annotator_models_path"),
+        esrgan=before(own.esrgan, "esrgan_models_path", "realesrgan_models_path"),
+        gfpgan=beside(instead(own.gfpgan, "gfpgan_models_path"), "gfpgan_dir"),
+        codeformer=instead(own.codeformer, "codeformer_models_path"),
         blip=own.blip,
-        clip=with_added(own.clip, "clip_models_path"),
+        clip=before(own.clip, "clip_models_path"),
         deepbooru=own.deepbooru,
     )
 

@@ -118,16 +118,34 @@ def test_a_checkpoint_answers_to_its_oldest_hash_too(settings: Settings) -> None
     assert found.checkpoint(short) == found.checkpoint(f"old.ckpt [{short}]") == found.checkpoints[0]
 
 
-def test_the_first_folder_wins_when_two_hold_the_same_name(settings: Settings, tmp_path: Path) -> None:
-    from dataclasses import replace
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [("0123456789", True), ("a.ckpt [0123456789]", True), ("a" * 64, True), ("another", False)],
+)
+def test_a_hash_that_is_not_there_may_be_that_of_a_file_without_one(
+    settings: Settings, wanted: str, told: bool
+) -> None:
+    tensors(settings.folders.checkpoints[0] / "new.safetensors")
+    remark = catalogue.scan(settings).unhashed_remark(wanted)
+    assert ("1 of them have no hash yet" in remark) == told
 
-    first, second = tmp_path / "one", tmp_path / "two"
-    folders = replace(settings.folders, checkpoints=(first, second), loras=(first, second))
-    for folder in (second, first):
+
+def test_of_two_files_of_one_name_the_last_folders_counts(settings: Settings, tmp_path: Path) -> None:
+    flag, own = tmp_path / "flag", tmp_path / "own"
+    both = {"checkpoints": (flag, own), "loras": (own, flag), "vaes": (own / "vae", flag / "vae")}
+    for folder in (flag, own):
         tensors(folder / "same.safetensors")
-    found = catalogue.scan(replace(settings, folders=folders))
-    assert [one.filename for one in found.checkpoints] == [str(first / "same.safetensors")]
-    assert [one.filename for one in found.loras] == [str(first / "same.safetensors")]
+        tensors(folder / "of-both.vae.safetensors")
+        tensors(folder / "vae" / "b.safetensors")
+    tensors(flag / "z.safetensors")
+    found = catalogue.scan(replace(settings, folders=replace(settings.folders, **both)))
+    names = ("same.safetensors", "z.safetensors")
+    listed = [one for one in found.checkpoints if one.name in names]
+    assert [one.filename for one in listed] == [str(own / names[0]), str(flag / names[1])]
+    assert str(flag / names[0]) in [one.filename for one in found.loras]
+    by_name = {one.name: one.filename for one in found.vaes}
+    assert by_name["b.safetensors"] == str(flag / "vae" / "b.safetensors")
+    assert by_name["of-both.vae.safetensors"] == str(flag / "of-both.vae.safetensors")
 
 
 def test_a_link_back_to_a_folder_around_it_lists_nothing_twice(settings: Settings, tmp_path: Path) -> None:

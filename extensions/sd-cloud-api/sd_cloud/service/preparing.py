@@ -53,9 +53,12 @@ class Preparing:
             # Only the first look at a name that is new costs a scan of the folders.
             found = (await self._engine.refresh()).checkpoint(job.checkpoint)
         if found is None:
-            names = ", ".join(c.name for c in self._engine.catalogue().checkpoints) or "none"
+            there = self._engine.catalogue()
+            names = ", ".join(c.name for c in there.checkpoints) or "none"
+            remark = there.unhashed_remark(job.checkpoint)
             raise errors.CheckpointNotFound(
-                f"no checkpoint {job.checkpoint!r}; installed: {names}", field="sd_model_checkpoint"
+                f"no checkpoint {job.checkpoint!r}; installed: {names}{remark}",
+                field="sd_model_checkpoint",
             )
         return replace(job, checkpoint=found.name)
 

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def _checkpoints(folders: tuple[Path, ...], hashes: HashBook, first: Path | None
             if path.stem.endswith(".vae"):
                 continue
             name = path.relative_to(folder).as_posix()
-            found.setdefault(name, _checkpoint(name, path, hashes))
+            found[name] = _checkpoint(name, path, hashes)  # a name keeps its place, and is the last folder's
     return tuple(found.values())
 
 
@@ -165,14 +166,21 @@ def _checkpoint(name: str, path: Path, hashes: HashBook) -> Checkpoint:
 
 
 def _vaes(folders: tuple[Path, ...], beside: tuple[Path, ...]) -> tuple[ModelFile, ...]:
-    paths = [path for folder in folders for path in files_below(folder, VAE_ENDINGS)]
-    paths += [
-        path for folder in beside for path in files_below(folder, VAE_ENDINGS) if path.stem.endswith(".vae")
-    ]
+    """The data dir's own first, then those of flags: of several of one name the last counts.
+
+    Those named ``.vae.`` beside checkpoints (of whose folders the data dir's is the last) come before
+    each.
+    """
     found: dict[str, ModelFile] = {}
-    for path in paths:
-        found.setdefault(path.name, ModelFile(path.name, str(path)))
+    for vaes, checkpoints in zip_longest(folders, reversed(beside)):
+        paths = [path for path in _vae_files(checkpoints) if path.stem.endswith(".vae")]
+        for path in [*paths, *_vae_files(vaes)]:
+            found[path.name] = ModelFile(path.name, str(path))
     return tuple(sorted(found.values(), key=lambda one: natural_key(one.name)))
+
+
+def _vae_files(folder: Path | None) -> list[Path]:
+    return [] if folder is None else list(files_below(folder, VAE_ENDINGS))
 
 
 def _by_stem(folders: tuple[Path, ...], endings: tuple[str, ...]) -> dict[str, Path]:
@@ -186,7 +194,8 @@ def _by_stem(folders: tuple[Path, ...], endings: tuple[str, ...]) -> dict[str, P
 
 
 def _loras(folders: tuple[Path, ...]) -> tuple[ModelFile, ...]:
-    return tuple(_lora(name, path) for name, path in _by_stem(folders, LORA_ENDINGS).items())
+    found = {path.stem: path for folder in folders for path in files_below(folder, LORA_ENDINGS)}
+    return tuple(_lora(name, path) for name, path in found.items())
 
 
 def _lora(name: str, path: Path) -> ModelFile:

@@ -46,7 +46,10 @@ def find_checkpoint(name: str, catalogue: Catalogue, field: str) -> Checkpoint:
         found = similar[0] if similar and name else None
     if found is None:
         there = _listed([one.name for one in catalogue.checkpoints])
-        raise CheckpointNotFound(f"no checkpoint is called {name!r}; there are {there}", field=field)
+        raise CheckpointNotFound(
+            f"no checkpoint is called {name!r}; there are {there}{catalogue.unhashed_remark(name)}",
+            field=field,
+        )
     return found
 
 
