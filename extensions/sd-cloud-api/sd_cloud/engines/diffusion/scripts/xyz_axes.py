@@ -15,8 +15,6 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sd_cloud.engines.diffusion.request import SEEDS, find_sampler
 from sd_cloud.errors import BadRequest
 from sd_cloud.job import Job, Kind
@@ -113,6 +111,8 @@ def _as_csv(words: Sequence[str]) -> str:
 
 def _numbers(word: str, *, whole: bool) -> list[Any]:
     """A number or a range of them."""
+    import numpy as np  # the axes are listed where it is not loaded
+
     kind: Callable[[Any], Any] = int if whole else float
     if found := (WHOLE_STEPS if whole else REAL_STEPS).fullmatch(word):
         first, last, step = kind(found[1]), kind(found[2]), kind(found[3] or 1)
