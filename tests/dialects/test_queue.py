@@ -14,10 +14,13 @@ import httpx
 import pytest
 import websockets
 from sqlalchemy import delete, select
+from sqlalchemy.exc import OperationalError
 
 from sd_cloud.access.users import digest
+from sd_cloud.dialects import queue_watch
 from sd_cloud.dialects.queue_frames import frames_of
-from sd_cloud.store.queues import Message
+from sd_cloud.store.pushing import Pushing
+from sd_cloud.store.queues import Consumer, Message
 from sd_cloud.store.schema import consumers, messages, tasks
 from tests.dialects import eas_client
 from tests.dialects.sdapi_world import Native, native
@@ -382,6 +385,25 @@ async def test_a_consumer_that_comes_back_gets_what_it_had_not_committed(
         await sender.commit(b"1")
     async with watch(server) as socket:
         assert await received(socket) == b"2"
+
+
+async def test_what_a_consumer_held_is_given_back_also_when_the_database_was_away_as_it_left(
+    server: Served, sender: Sender, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(queue_watch, "RETRY_SECONDS", 0.01)
+    leave = Pushing.leave
+
+    async def at_last(pushing: Pushing, consumer: Consumer) -> None:
+        if "trying again" not in caplog.text:
+            raise OperationalError("", {}, OSError("nobody answers"))
+        await leave(pushing, consumer)
+
+    monkeypatch.setattr(Pushing, "leave", at_last)
+    await sender.put(b"1")
+    async with watch(server, uid="one") as one:
+        assert await received(one) == b"1"
+    async with watch(server, uid="two") as two:
+        assert await received(two) == b"1"
 
 
 async def test_a_consumer_that_was_taken_for_dead_is_served_again(server: Served, sender: Sender) -> None:

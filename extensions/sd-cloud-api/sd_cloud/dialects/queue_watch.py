@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_WINDOW = 5
 LIMIT_WINDOW = 1000
+#: Until another try to give back what a consumer held that is gone.
+RETRY_SECONDS = 5.0
 #: WebSocket close codes (RFC 6455): all was said; not allowed; going away.
 DONE, REFUSED, GOING = 1000, 1008, 1001
 
@@ -72,9 +74,18 @@ class Watchers:
             await asyncio.shield(self._leave(watcher))
 
     async def _leave(self, watcher: _Watcher) -> None:
-        if watcher.consumer.auto_commit:  # it may have hung up on the last message it wanted
-            await self._commit_pushed(watcher)
-        await self._pushing.leave(watcher.consumer)
+        """Until it is done: what is held by a consumer that is gone goes to nobody else."""
+        while True:
+            try:
+                if watcher.consumer.auto_commit:  # it may have hung up on the last message it wanted
+                    await self._commit_pushed(watcher)
+                await self._pushing.leave(watcher.consumer)
+                return
+            except Exception:  # a database that is away for a while
+                if self._seam.service.closing:  # the next service finds it
+                    raise
+                log.exception("a consumer that is gone still holds its messages; trying again")
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _commit_pushed(self, watcher: _Watcher) -> None:
         indexes = list(watcher.pushed)
