@@ -42,10 +42,13 @@ def main() -> int:
     if given.what == "prepare":
         _prepare(given, given.folder)
         return 0
+    name = _place(given)
+    if given.write:
+        report.check_place(PAGE, name)
     with _ours(given) as url:
         if given.what == "golden":
             rows = golden.rows(Asked(url), given.golden)
-            name, table = "golden", report.golden_table(rows)
+            table = report.golden_table(rows)
         else:
             wanted = [case for case in _cases(given) if _is_wanted(case, given.only)]
             webui = Asked(given.webui, given.keep, remembers=True)
@@ -58,13 +61,19 @@ def main() -> int:
                         file.write(json.dumps(asdict(row)) + "\n")
             if given.rows:
                 rows = _latest_rows(given.rows, _cases(given))
-            name = "cases" if given.what == "webui" else f"controlnet{'-wide' if given.wide else ''}"
             table = report.case_tables(rows)
     if given.write:
         report.put_into(PAGE, name, table)
     differing = [row for row in rows if not row.same]
     print(f"{len(rows) - len(differing)} of {len(rows)} the same")
     return 1 if differing else 0
+
+
+def _place(given: argparse.Namespace) -> str:
+    """Where in the page the table stands."""
+    if given.what == "controlnet":
+        return "controlnet-wide" if given.wide else "controlnet"
+    return {"golden": "golden", "webui": "cases"}[given.what]
 
 
 def _prepare(given: argparse.Namespace, data_dir: Path) -> None:

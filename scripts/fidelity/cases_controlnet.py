@@ -31,7 +31,20 @@ def controlled(
 
 
 def cases() -> list[Case]:
-    return [*_of_controlnets(), *_kinds(), *_sdxl(), *_inpainting_checkpoint()]
+    groups = {
+        "units": _units,
+        "passes": _passes,
+        "tile_colorfix in both passes": _coloured_passes,
+        "inpainting": _inpainting,
+        "ControlNet files": _files,
+        "Control-LoRA, LLLite, light adapter": _kinds,
+        "several units": _several,
+        "refiner, hires checkpoint": _other_checkpoints,
+        "SD 2": _sd2,
+        "SDXL": _sdxl,
+        "inpainting checkpoint": _inpainting_checkpoint,
+    }
+    return [replace(one, group=f"ControlNet: {name}") for name, part in groups.items() for one in part()]
 
 
 def wide_cases() -> list[Case]:
@@ -39,12 +52,9 @@ def wide_cases() -> list[Case]:
     options = {"sd_model_checkpoint": "wide"}
     return [
         replace(one, group="ControlNet, wide", request={**one.request, "override_settings": options})
-        for one in _of_controlnets()
+        for part in (_units, _passes, _inpainting, _files)
+        for one in part()
     ]
-
-
-def _of_controlnets() -> list[Case]:
-    return [*_units(), *_passes(), *_inpainting(), *_files()]
 
 
 def _units() -> Iterator[Case]:
@@ -78,6 +88,12 @@ def _passes() -> Iterator[Case]:
     yield controlled("img2img", unit(image=pictures.other()), route="img2img", **init)
     own = {key: value for key, value in unit().items() if key != "image"}
     yield controlled("img2img, its own picture", own, route="img2img", **init)
+
+
+def _coloured_passes() -> Iterator[Case]:
+    for option in ("Both", "Low res only", "High res only"):
+        one = unit("tile_colorfix", threshold_a=2, hr_option=option)
+        yield controlled(f"hires, tile_colorfix, {option}", one, **hires_fields(hr_second_pass_steps=2))
 
 
 def _inpainting() -> Iterator[Case]:
@@ -136,6 +152,66 @@ def _kinds() -> Iterator[Case]:
     weights = [0.1 * layer for layer in range(13)]
     layered = unit(model="control_lora_sd15", advanced_weighting=weights)
     yield controlled("Control-LoRA, advanced weighting", layered)
+    for module in ("tile_colorfix", "tile_colorfix+sharp", "inpaint_only"):
+        one = unit(module, "lllite_sd15", threshold_a=2, threshold_b=1.2, mask=pictures.mask())
+        yield controlled(f"LLLite, {module}", one)
+
+
+def _several() -> Iterator[Case]:
+    """What of several units is the last one's, and what they have in common."""
+    one, other = ({"image": of, "mask": pictures.mask()} for of in (pictures.plain(), pictures.other()))
+    painted = unit("inpaint_only", **one)
+    yield controlled("two inpaint_only", painted, unit("inpaint_only", **other, weight=0.6))
+    yield controlled("two inpaint_only, one picture", painted, {**painted, "weight": 0.6})
+    luminance, fixed = unit("recolor_luminance"), unit("tile_colorfix", threshold_a=2)
+    yield controlled("two recolor", luminance, unit("recolor_intensity", image=pictures.other()))
+    yield controlled("recolor beside inpaint_only", luminance, unit("inpaint_only", **other))
+    yield controlled("two tile_colorfix, one picture", fixed, {**fixed, "weight": 0.5})
+    yield controlled("inpaint_only before tile_colorfix", {**painted, "weight": 0.7}, fixed)
+    reference = unit("reference_only", "None", threshold_a=0.5)
+    yield controlled("two references, one picture", reference, {**reference, "weight": 0.5})
+
+
+def _other_checkpoints() -> Iterator[Case]:
+    """Where the webui builds another model while it works: for a refiner, and for the hires pass."""
+    yield controlled("another checkpoint", unit(), checkpoint="tiny-b")
+    seen = {"image": pictures.plain(), "mask": pictures.mask()}
+    units = {
+        "canny": unit(),
+        "light adapter": unit("none", "t2iadapter_light_sd15"),
+        "LLLite": unit("none", "lllite_sd15"),
+        "reference_only": unit("reference_only", "None", threshold_a=0.5),
+        "inpaint_only": unit("inpaint_only", **seen),
+        "tile_colorfix": unit("tile_colorfix", threshold_a=2),
+    }
+    refined = {"refiner_checkpoint": "tiny-b", "refiner_switch_at": 0.5, "steps": 6, "n_iter": 2}
+    twins = {"checkpoint": "twins/twin.safetensors", "refiner_checkpoint": "twins/twin.ckpt"}
+    second = hires_fields(hr_second_pass_steps=2)
+    init = {"route": "img2img", "init_images": [pictures.other()], "denoising_strength": 0.8}
+    for name, one in units.items():
+        yield controlled(f"refiner, {name}", one, **refined)
+        yield controlled(f"hires checkpoint, {name}", one, **second, hr_checkpoint_name="tiny-b", n_iter=3)
+    for name in ("inpaint_only", "tile_colorfix"):
+        # One batch: a second is a 500 in the webui, whose sampler holds the model from before the refiner.
+        yield controlled(f"refiner, img2img, {name}", units[name], **{**refined, **init, "n_iter": 1})
+        yield controlled(f"refiner, hires, {name}", units[name], **{**second, **refined})
+        yield controlled(f"refiner of the same configuration, {name}", units[name], **{**refined, **twins})
+    at_once = {**refined, "refiner_switch_at": 0}
+    yield controlled("refiner from the first step", units["tile_colorfix"], **at_once)
+    early = {"hires_fix_use_firstpass_conds": True}
+    yield controlled(
+        "refiner, hires, first pass's prompts", unit(), **{**second, **refined}, override_settings=early
+    )
+    divided = {**second, "hr_checkpoint_name": "tiny-b", "n_iter": 2, "prompt": "a cat AND a house :0.6"}
+    yield controlled("hires checkpoint, AND", unit(), **divided)
+
+
+def _sd2() -> Iterator[Case]:
+    own = unit("none", "controlnet_sd2")
+    yield controlled("SD 2", own, checkpoint="tiny-sd2v")
+    yield controlled("SD 2, weight 0.6", {**own, "weight": 0.6}, checkpoint="tiny-sd2v", steps=6)
+    second = hires_fields(hr_second_pass_steps=2)
+    yield controlled("SD 2, hires", own, checkpoint="tiny-sd2v", **second)
 
 
 def _sdxl() -> Iterator[Case]:

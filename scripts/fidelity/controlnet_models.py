@@ -42,6 +42,8 @@ def prepare(data_dir: Path, golden: Path, extension: Path | None, *, wide: bool)
         write_sd1_models(Maker(checkpoints / "wide.safetensors", models))
     else:
         write_sd1_models(Maker(checkpoints / "tiny-a.safetensors", models))
+        sd2 = Maker(checkpoints / "tiny-sd2v.safetensors", models)
+        sd2.save(sd2.controlnet(), "controlnet_sd2")
         write_sdxl_models(Maker(checkpoints / "tiny-sdxl.safetensors", models))
     if extension is not None:
         copy = data_dir / "extensions" / "sd-webui-controlnet"
@@ -244,13 +246,19 @@ NARROWER = {
         ("'context_dim': 2048", "'context_dim': 192"),
         ('"num_head_channels": 64', '"num_head_channels": 16'),
         ("transformer_blocks.9.norm3", "transformer_blocks.1.norm3"),
+        (
+            "            logger.info('controlnet_default_config')\n",
+            "            linear = state_dict['input_blocks.1.1.proj_in.weight'].ndim == 2\n"
+            "            config['num_heads'] = 8 if linear else 4\n",
+        ),
     ),
     "scripts/cldm.py": (
         ("num_trans_channel = 320", "num_trans_channel = 32"),
         ("num_proj_channel = 320", "num_proj_channel = 32"),
     ),
 }
-"""What sd-webui-controlnet has fixed about real checkpoints, and what it is in the small ones."""
+"""What sd-webui-controlnet has fixed about real checkpoints, and what it is in the small ones. Those of SD 2,
+which have linear layers where SD 1 has convolutions, keep its number of heads."""
 
 
 def narrow(extension: Path) -> None:

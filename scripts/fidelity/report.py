@@ -34,7 +34,8 @@ def case_tables(rows: Sequence[Row]) -> str:
         same = [row for row in found if row.same]
         least = min((row.decibels for row in same if row.decibels is not None), default=None)
         lines.append(f"| {group} | {len(found)} | {len(same)} | {_near(least)} |")
-    return "\n".join([*lines, "", *_differing([row for row in rows if not row.same])])
+    differing = [row for row in rows if not row.same]
+    return "\n".join([*lines, "", *_differing(differing)] if differing else lines)
 
 
 def _differing(rows: Sequence[Row]) -> Iterator[str]:
@@ -53,10 +54,21 @@ def _near(decibels: float | None) -> str:
 
 def put_into(page: Path, name: str, table: str) -> None:
     """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
+    start, end, before, after = _place(page, name)
+    page.write_text(f"{before}{start}\n{table}\n{end}{after}", "utf-8")
+
+
+def check_place(page: Path, name: str) -> None:
+    """Raises SystemExit where the page has no place of that name."""
+    _place(page, name)
+
+
+def _place(page: Path, name: str) -> tuple[str, str, str, str]:
+    """The two marks, and what stands before and after them."""
     text = page.read_text("utf-8")
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, _, rest = text.partition(start)
     _, found, after = rest.partition(end)
     if not found:
         raise SystemExit(f"{page} has no place {start} … {end}")
-    page.write_text(f"{before}{start}\n{table}\n{end}{after}", "utf-8")
+    return start, end, before, after

@@ -91,6 +91,8 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "two_recolor": ([unit(RECOLOR, model=ADAPTER), unit("recolor_intensity", CUP, model=ADAPTER)], {}),
     "inpaint_colorfix": ([painted(SMALL, weight=0.7), unit("tile_colorfix", CUP, model=ADAPTER)], {}),
     "two_of_a_picture": ([unit("reference_only"), unit("reference_only", weight=0.5)], {}),
+    "refiner_colorfix": ([unit("tile_colorfix", model=ADAPTER)], {**REFINER, "n_iter": 2}),
+    "hires_checkpoint": ([unit("reference_only")], {**HIRES, "hr_checkpoint_name": OTHER, "n_iter": 2}),
     "sd2": ([unit("none", model=SD2)], {"checkpoint": "tiny-sd2v.safetensors"}),
     "lama": ([filled()], {"sampler_name": "Euler a", "n_iter": 2}),
     "lama_img2img": ([filled(weight=0.6)], {"init_images": [CUP], "denoising_strength": 0.9}),
