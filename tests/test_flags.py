@@ -182,6 +182,9 @@ def test_flags_add_folders_of_models_or_replace_them_as_in_the_webui() -> None:
         "codeformer-models-path": "codeformer",
         "controlnet-annotator-models-path": "annotators",
         "esrgan-models-path": "esrgan",
+        "dat-models-path": "dat",
+        "scunet-models-path": "scunet",
+        "swinir-models-path": "swinir",
     }
     argv = [word for flag in flags for word in (f"--{flag}", f"/{flag}")]
     folders = settings_from(["--data-dir", "/d", *argv], {}).folders
@@ -197,6 +200,8 @@ def test_flags_add_folders_of_models_or_replace_them_as_in_the_webui() -> None:
         "annotators": ("/controlnet-annotator-models-path",),
     }
     assert {name: tuple(map(str, getattr(folders, name))) for name in expected} == expected
+    for kind, name in (("dat", "DAT"), ("scunet", "ScuNET"), ("swinir", "SwinIR")):
+        assert getattr(folders, kind) == (Path(f"/{kind}-models-path"), Path(f"/d/models/{name}"))
     assert folders.esrgan[0] == Path("/esrgan-models-path")
     plain = settings_from(["--data-dir", "/d", "--models-dir", "/m"], {}).folders
     assert plain.vaes == (Path("/m/VAE"),)

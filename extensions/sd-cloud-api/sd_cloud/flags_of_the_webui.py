@@ -130,7 +130,7 @@ WEBUI: tuple[Flag, ...] = (
         metavar="DIR",
         standalone="used",
     ),
-    _webui("--dat-models-path", "folder of DAT models", "path", metavar="DIR"),
+    _webui("--dat-models-path", "another folder of DAT models", "path", metavar="DIR", standalone="used"),
     _webui(
         "--clip-models-path",
         "another folder of CLIP models, for interrogation",
@@ -300,8 +300,22 @@ EXTENSIONS: tuple[Flag, ...] = (
         standalone="used",
     ),
     _foreign("built-in extension", "--ldsr-models-path", "folder of LDSR models", "path", metavar="DIR"),
-    _foreign("built-in extension", "--scunet-models-path", "folder of ScuNET models", "path", metavar="DIR"),
-    _foreign("built-in extension", "--swinir-models-path", "folder of SwinIR models", "path", metavar="DIR"),
+    _foreign(
+        "built-in extension",
+        "--scunet-models-path",
+        "another folder of ScuNET models",
+        "path",
+        metavar="DIR",
+        standalone="used",
+    ),
+    _foreign(
+        "built-in extension",
+        "--swinir-models-path",
+        "another folder of SwinIR models",
+        "path",
+        metavar="DIR",
+        standalone="used",
+    ),
     _foreign(
         "controlnet extension",
         "--controlnet-dir",

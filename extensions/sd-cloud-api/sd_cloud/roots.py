@@ -40,6 +40,10 @@ class Roots:
             *folders.hypernetworks,
             *folders.controlnets,
             *folders.esrgan,
+            *folders.dat,
+            *folders.hat,
+            *folders.scunet,
+            *folders.swinir,
             *folders.gfpgan,
             *folders.codeformer,
         )

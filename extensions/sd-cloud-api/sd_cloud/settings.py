@@ -26,6 +26,10 @@ class ModelFolders:
     controlnets: tuple[Path, ...]
     annotators: tuple[Path, ...]
     esrgan: tuple[Path, ...]
+    dat: tuple[Path, ...]
+    hat: tuple[Path, ...]
+    scunet: tuple[Path, ...]
+    swinir: tuple[Path, ...]
     gfpgan: tuple[Path, ...]
     codeformer: tuple[Path, ...]
     blip: tuple[Path, ...]
@@ -49,6 +53,10 @@ class ModelFolders:
                 data_dir / "extensions" / "sd-webui-controlnet" / "annotator" / "downloads",
             ),
             esrgan=(models / "ESRGAN", models / "RealESRGAN"),
+            dat=(models / "DAT",),
+            hat=(models / "HAT",),
+            scunet=(models / "ScuNET",),
+            swinir=(models / "SwinIR",),
             gfpgan=(models / "GFPGAN",),
             codeformer=(models / "Codeformer",),
             blip=(models / "BLIP",),

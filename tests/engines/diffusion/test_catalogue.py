@@ -292,8 +292,12 @@ def test_upscalers_begin_as_the_webuis_do_and_then_list_files(settings: Settings
         "R-ESRGAN 4x+",
         "RealESRGAN_x4plus",
     ]
-    plain = [{"name": one.name, "model_url": None, **one.extra} for one in found[:3]]
+    shown = ("model_name", "model_path", "scale")
+    plain = [
+        {"name": one.name, "model_url": None, **{key: one.extra[key] for key in shown}} for one in found[:3]
+    ]
     assert plain == answer("upscalers")[:3]
+    assert [one.extra["model_name"] for one in found[3:]] == ["ESRGAN_4x", "ESRGAN_4x", None, "ESRGAN_4x"]
 
 
 @needs_reference

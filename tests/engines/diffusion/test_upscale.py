@@ -12,7 +12,7 @@ from PIL import Image
 from sd_cloud.engines.diffusion import upscale_models
 from sd_cloud.engines.diffusion.upscale import through, upscale
 from sd_cloud.engines.diffusion.upscale_models import RRDBNet, SRVGGNetCompact, load_upscaler
-from sd_cloud.engines.diffusion.upscale_tiles import TileSize, join, split, starts
+from sd_cloud.engines.diffusion.upscale_tiles import TileSize, Tilings, join, split, starts
 from sd_cloud.errors import BadRequest, CheckpointBroken, NotImplementedHere
 from sd_cloud.settings import Settings, settings_below
 
@@ -148,9 +148,9 @@ def test_a_network_is_applied_again_until_the_size_is_reached(settings: Settings
     torch.save(net.state_dict(), settings.folders.esrgan[0] / "twice.pth")
     loaded = load_upscaler(settings.folders.esrgan[0] / "twice.pth")
     image = picture(8, 8)
-    whole = TileSize(side_px=0)
+    whole = Tilings({"ESRGAN": TileSize(side_px=0)})
     expected = through(loaded, through(loaded, image, "cpu"), "cpu")
-    assert upscale(image, "twice", 4, settings=settings, tiles=whole).tobytes() == expected.tobytes()
+    assert upscale(image, "twice", 4, settings=settings, tilings=whole).tobytes() == expected.tobytes()
 
 
 def test_tiles_make_nearly_the_picture_of_the_whole(settings: Settings) -> None:
@@ -158,8 +158,10 @@ def test_tiles_make_nearly_the_picture_of_the_whole(settings: Settings) -> None:
     net = SRVGGNetCompact(features=4, convolutions=1, scale=2)
     torch.save(net.state_dict(), settings.folders.esrgan[0] / "local.pth")
     image = picture(96, 80)
-    whole = upscale(image, "local", 2, settings=settings, tiles=TileSize(side_px=0))
-    tiled = upscale(image, "local", 2, settings=settings, tiles=TileSize(side_px=40, overlap_px=8))
+    whole = upscale(image, "local", 2, settings=settings, tilings=Tilings({"ESRGAN": TileSize(side_px=0)}))
+    tiled = upscale(
+        image, "local", 2, settings=settings, tilings=Tilings({"ESRGAN": TileSize(side_px=40, overlap_px=8)})
+    )
     difference = np.abs(np.asarray(whole, np.int16) - np.asarray(tiled, np.int16))
     assert difference.mean() < 1.0
 
@@ -225,6 +227,73 @@ def test_another_architecture_goes_through_spandrel_where_it_imports(
     image = picture(8, 8)
     made = upscale(image, "other", 2, settings=settings)
     assert made.tobytes() == image.resize((16, 16), Image.NEAREST).tobytes()
+
+
+class OtherKinds:
+    """A stand-in for spandrel: a picture twice as large, of each tile's mean; remembers the tiles' sides."""
+
+    def __init__(self) -> None:
+        self.sides: list[tuple[int, int]] = []
+
+    def ModelLoader(self, device: str) -> OtherKinds:
+        return self
+
+    def load_from_file(self, path: str) -> OtherKinds:
+        return self
+
+    def eval(self) -> OtherKinds:
+        return self
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        height, width = pixels.shape[-2:]
+        self.sides.append((width, height))
+        return pixels.mean(dim=(2, 3), keepdim=True).expand(-1, -1, height * 2, width * 2)
+
+
+@pytest.mark.parametrize(
+    ("folder", "option", "sides"),
+    [
+        ("DAT", "DAT_tile", [(16, 16)] * 2),
+        ("HAT", "ESRGAN_tile", [(16, 16)] * 2),
+        ("SwinIR", "SWIN_tile", [(16, 16)] * 2),
+        ("ScuNET", "SCUNET_tile", [(16, 16)] * 2),
+        ("SwinIR", "ESRGAN_tile", [(24, 24)]),  # not its own; a tile is no larger than the picture
+    ],
+)
+def test_upscalers_of_other_kinds_have_folders_and_tiles_of_their_own(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str,
+    option: str,
+    sides: list[tuple[int, int]],
+) -> None:
+    upscale_models._loaded.cache_clear()
+    spandrel = OtherKinds()
+    monkeypatch.setitem(__import__("sys").modules, "spandrel", spandrel)
+    place = settings.data_dir / "models" / folder
+    place.mkdir(parents=True)
+    torch.save({"unknown": torch.zeros(1)}, place / "other.pth")
+    options = {option: 16, f"{option}_overlap": 8}
+    tilings = Tilings.of_options(lambda name, default: options.get(name, default))
+    high = 24 if option == "ESRGAN_tile" and folder == "SwinIR" else 16
+    upscale(picture(24, high), "other", 2, settings=settings, tilings=tilings)
+    assert spandrel.sides == sides
+
+
+def test_where_summed_tiles_overlap_their_mean_counts(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upscale_models._loaded.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "spandrel", OtherKinds())
+    place = settings.data_dir / "models" / "SwinIR"
+    place.mkdir(parents=True)
+    torch.save({"unknown": torch.zeros(1)}, place / "other.pth")
+    image = Image.new("RGB", (24, 16), (0, 0, 0))
+    image.paste((200, 100, 40), (16, 0, 24, 16))
+    tilings = Tilings.of_options(lambda name, default: 16 if name == "SWIN_tile" else default)
+    made = upscale(image, "other", 2, settings=settings, tilings=tilings)
+    assert made.size == (48, 32)
+    assert [made.getpixel((x, 20)) for x in (0, 24, 47)] == [(0, 0, 0), (50, 25, 10), (100, 50, 20)]
 
 
 def test_two_networks_stay_loaded_and_a_changed_file_is_read_again(settings: Settings) -> None:

@@ -24,7 +24,7 @@ from sd_cloud.engines.diffusion.catalogue_outlines import (
 from sd_cloud.engines.diffusion.catalogue_samplers import SAMPLERS, SCHEDULERS
 from sd_cloud.engines.diffusion.hashes import HashBook, legacy_hash
 from sd_cloud.engines.diffusion.scripts.forms import FORMS
-from sd_cloud.settings import Settings
+from sd_cloud.settings import ModelFolders, Settings
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +37,23 @@ UPSCALER_ENDINGS = (".pt", ".pth", ".safetensors")
 
 PLAIN_UPSCALERS = ("None", "Lanczos", "Nearest")
 
-REALESRGAN_NAMES = {
+PUBLISHED_NAMES = {
     "realesr-general-x4v3": ("R-ESRGAN General 4xV3", 4.0),
     "realesr-general-wdn-x4v3": ("R-ESRGAN General WDN 4xV3", 4.0),
     "realesr-animevideov3": ("R-ESRGAN AnimeVideo", 4.0),
     "RealESRGAN_x4plus": ("R-ESRGAN 4x+", 4.0),
     "RealESRGAN_x4plus_anime_6B": ("R-ESRGAN 4x+ Anime6B", 4.0),
     "RealESRGAN_x2plus": ("R-ESRGAN 2x+", 2.0),
+    "DAT_x2": ("DAT x2", 2.0),
+    "DAT_x3": ("DAT x3", 3.0),
+    "DAT_x4": ("DAT x4", 4.0),
 }
 """Names under which the webui offers these published files."""
+
+_PUBLISHED = frozenset(name for name, _ in PUBLISHED_NAMES.values())
+
+MODEL_NAMES = {"ESRGAN": "ESRGAN_4x", "ScuNET": "ScuNET GAN", "SwinIR": "SwinIR 4x"}
+"""What the webui calls the model of every file of such a kind."""
 
 LORA_METADATA_FIRST = (
     "ss_sd_model_name",
@@ -69,7 +77,7 @@ def scan(settings: Settings) -> Catalogue:
     """
     folders = settings.folders
     hashes = hash_book(settings)
-    upscaling = upscalers(folders.esrgan)
+    upscaling = upscalers(folders)
     return Catalogue(
         checkpoints=_checkpoints(folders.checkpoints, hashes, settings.ckpt),
         vaes=_vaes(folders.vaes, folders.checkpoints),
@@ -260,24 +268,35 @@ def _controlnets(folders: tuple[Path, ...]) -> tuple[ModelFile, ...]:
     return tuple(found.values())
 
 
-def upscalers(folders: tuple[Path, ...]) -> tuple[ModelFile, ...]:
-    """None, Lanczos, Nearest, then files by name; RealESRGAN's published files also by the webui's names."""
-    real = tuple(folder.parent / "RealESRGAN" for folder in folders)
+def upscalers(folders: ModelFolders) -> tuple[ModelFile, ...]:
+    """None, Lanczos, Nearest, then files by name, each with its folder's ``kind``.
+
+    Published files of RealESRGAN and DAT also go by the webui's names.
+    """
+    real = tuple(folder.parent / "RealESRGAN" for folder in folders.esrgan)
+    kinds = {
+        "ESRGAN": (*folders.esrgan, *real),
+        "DAT": folders.dat,
+        "HAT": folders.hat,
+        "ScuNET": folders.scunet,
+        "SwinIR": folders.swinir,
+    }
     found: dict[str, ModelFile] = {}
-    for name, path in _by_stem(folders + real, UPSCALER_ENDINGS).items():
-        found[name] = _upscaler(name, 4.0, path)
-        if name in REALESRGAN_NAMES:
-            published, scale = REALESRGAN_NAMES[name]
-            found[published] = _upscaler(published, scale, path)
-    plain = tuple(_upscaler(name, 4.0, None) for name in PLAIN_UPSCALERS)
+    for kind, places in kinds.items():
+        for name, path in _by_stem(places, UPSCALER_ENDINGS).items():
+            found.setdefault(name, _upscaler(name, kind, 4.0, path))
+            if name in PUBLISHED_NAMES:
+                published, scale = PUBLISHED_NAMES[name]
+                found[published] = _upscaler(published, kind, scale, path)
+    plain = tuple(_upscaler(name, name, 4.0, None) for name in PLAIN_UPSCALERS)
     return plain + tuple(sorted(found.values(), key=lambda one: one.name.lower()))
 
 
-def _upscaler(name: str, scale: float, path: Path | None) -> ModelFile:
+def _upscaler(name: str, kind: str, scale: float, path: Path | None) -> ModelFile:
     where = str(path) if path else None
-    return ModelFile(
-        name, where or "", {"model_name": name if path else None, "model_path": where, "scale": scale}
-    )
+    model_name = None if name in _PUBLISHED else MODEL_NAMES.get(kind)
+    about = {"model_name": model_name, "model_path": where, "scale": scale, "kind": kind}
+    return ModelFile(name, where or "", about)
 
 
 def _outline(path: Path) -> Outline | None:

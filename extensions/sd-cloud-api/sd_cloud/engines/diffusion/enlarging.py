@@ -10,7 +10,7 @@ from PIL import Image
 
 from sd_cloud.engines.diffusion import pictures
 from sd_cloud.engines.diffusion.upscale import upscale
-from sd_cloud.engines.diffusion.upscale_tiles import TileSize
+from sd_cloud.engines.diffusion.upscale_tiles import Tilings
 from sd_cloud.settings import Settings
 
 
@@ -36,13 +36,13 @@ def resizer(
     def to_size(image: Image.Image, width: int, height: int) -> Image.Image:
         scale = max(width / image.width, height / image.height)
         if scale > 1.0 and image.mode != "L":
-            tiles = TileSize.of_options(option)
+            tilings = Tilings.of_options(option)
             image = upscale(
                 image,
                 name,
                 scale,
                 settings=settings,
-                tiles=tiles,
+                tilings=tilings,
                 device=device,
                 stop=stop,
                 field=field,

@@ -16,7 +16,7 @@ from sd_cloud.engines.base import Control, Report
 from sd_cloud.engines.diffusion.extras_faces import Restorer, restore_faces
 from sd_cloud.engines.diffusion.pictures import decode_picture
 from sd_cloud.engines.diffusion.upscale import find_upscaler, upscale
-from sd_cloud.engines.diffusion.upscale_tiles import TileSize
+from sd_cloud.engines.diffusion.upscale_tiles import Tilings
 from sd_cloud.errors import BadRequest, Cancelled
 from sd_cloud.job import Job, Outcome, Picture, Progress
 from sd_cloud.settings import Settings
@@ -80,7 +80,7 @@ def run_extras(
         find_upscaler(which, settings, field=name)
     images = [decode_picture(text, name) for name, text in request.images]
 
-    run = _Run(request, settings, TileSize.of_options(job.option), device, control)
+    run = _Run(request, settings, Tilings.of_options(job.option), device, control)
     pictures: list[Picture] = []
     for number, image in enumerate(images):
         report(Progress(step=0, steps=1, job_no=number, job_count=len(images), stage="Upscale"))
@@ -107,7 +107,7 @@ def run_extras(
 class _Run:
     request: ExtrasRequest
     settings: Settings
-    tiles: TileSize
+    tilings: Tilings
     device: torch.device | str
     control: Control
     stop: Callable[[], bool] = field(init=False)
@@ -165,7 +165,7 @@ class _Run:
             name,
             scale,
             settings=self.settings,
-            tiles=self.tiles,
+            tilings=self.tilings,
             device=self.device,
             stop=self.stop,
             field=of_field,

@@ -8,11 +8,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from sd_cloud.engines.base import ModelFile
 from sd_cloud.engines.diffusion.catalogue import PLAIN_UPSCALERS, upscalers
 from sd_cloud.engines.diffusion.upscale_models import Upscaling, load_upscaler, numbers_drawn
-from sd_cloud.engines.diffusion.upscale_tiles import Tile, TileSize, join, split
+from sd_cloud.engines.diffusion.upscale_tiles import (
+    Tile,
+    TileSize,
+    Tilings,
+    join,
+    split,
+    summed_starts,
+)
 from sd_cloud.errors import BadRequest
 from sd_cloud.settings import Settings
 
@@ -28,7 +36,7 @@ def upscale(
     scale: float,
     *,
     settings: Settings,
-    tiles: TileSize | None = None,
+    tilings: Tilings | None = None,
     device: torch.device | str = "cpu",
     stop: Callable[[], bool] = bool,
     field: str = "upscaler",
@@ -45,7 +53,7 @@ def upscale(
     NotImplementedHere for a file that cannot be used.
     """
     chosen = find_upscaler(name, settings, field=field)
-    tiles = tiles or TileSize()
+    tiles = (tilings or Tilings()).of(chosen.extra["kind"])
     width, height = (int(side * scale // 8 * 8) for side in image.size)
     if not (width and height):
         raise BadRequest(f"{image.width}x{image.height} times {scale} leaves no picture", field=field)
@@ -63,7 +71,7 @@ def upscale(
 
 def find_upscaler(name: str, settings: Settings, *, field: str = "upscaler") -> ModelFile:
     """The installed upscaler of that name. Raises BadRequest listing those there."""
-    found = upscalers(settings.folders.esrgan)
+    found = upscalers(settings.folders)
     for one in found:
         if one.name.lower() == name.lower():
             return one
@@ -90,6 +98,8 @@ def _once(
         drawn(numbers_drawn(net))
     if tiles.side_px == 0:
         return through(net, image, device)
+    if tiles.summed:
+        return _summed(net, image, tiles, device, stop)
     return _tiled(net, image, tiles, device, stop)
 
 
@@ -110,11 +120,48 @@ def _tiled(
     return join(rows, (image.width * factor, image.height * factor), tiles.overlap_px * factor)
 
 
+def _summed(
+    net: Upscaling, image: Image.Image, tiles: TileSize, device: torch.device | str, stop: Callable[[], bool]
+) -> Image.Image:
+    """Tiles no larger than the picture; each pixel is the mean of the tiles that it is in."""
+    pixels = _pixels(image)
+    height, width = pixels.shape[-2:]
+    side = min(tiles.side_px, height, width)
+    overlap = min(tiles.overlap_px, side - 1)
+    whole = count = torch.zeros(0)
+    for top in summed_starts(height, side, overlap):
+        for left in summed_starts(width, side, overlap):
+            if stop():
+                return image
+            with torch.inference_mode():
+                made = net(pixels[..., top : top + side, left : left + side].to(device)).float().cpu()
+            scale = made.shape[-1] // side
+            if whole.numel() == 0:
+                whole = torch.zeros(1, made.shape[1], height * scale, width * scale)
+                count = torch.zeros_like(whole)
+            place = (
+                ...,
+                slice(top * scale, (top + side) * scale),
+                slice(left * scale, (left + side) * scale),
+            )
+            whole[place] += made
+            count[place] += 1
+    return _image(whole / count)
+
+
 def through(net: Upscaling, image: Image.Image, device: torch.device | str) -> Image.Image:
-    """One image through a network. The channels go in as blue, green, red: the webui's order."""
-    pixels = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1].transpose(2, 0, 1))
+    """One image through a network."""
     with torch.inference_mode():
-        tensor = (torch.from_numpy(pixels).double() / 255).float().unsqueeze(0).to(device)
-        larger = net(tensor).squeeze(0).float().cpu().clamp_(0, 1).numpy()
+        return _image(net(_pixels(image).to(device)))
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """[1, 3, H, W] in 0..1: blue, green, red, the webui's order."""
+    array = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1].transpose(2, 0, 1))
+    return (torch.from_numpy(array).double() / 255).float().unsqueeze(0)
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    larger = pixels.squeeze(0).float().cpu().clamp(0, 1).numpy()
     array = (255.0 * np.moveaxis(larger, 0, 2)).round().astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(array[:, :, ::-1]))

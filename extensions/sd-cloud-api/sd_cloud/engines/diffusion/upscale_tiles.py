@@ -8,8 +8,8 @@ the same picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,45 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class TileSize:
-    """Side of a tile and width of its overlap with the next, in pixels; side 0 means no tiles."""
+    """Side of a tile and width of its overlap with the next, in pixels; side 0 means no tiles.
+
+    ``summed``: where tiles overlap their mean counts; otherwise one fades into the next.
+    """
 
     side_px: int = 192
     overlap_px: int = 8
+    summed: bool = False
+
+
+#: By the kind of upscaler: its options, the sides they have by default, and whether tiles are summed.
+_OPTIONS = {
+    "ESRGAN": ("ESRGAN_tile", 192, False),
+    "DAT": ("DAT_tile", 192, False),
+    "ScuNET": ("SCUNET_tile", 256, True),
+    "SwinIR": ("SWIN_tile", 192, True),
+}
+OVERLAP_PX = 8
+
+
+@dataclass(frozen=True)
+class Tilings:
+    """The tiles of each kind of upscaler."""
+
+    kinds: Mapping[str, TileSize] = field(default_factory=lambda: {"ESRGAN": TileSize()})
 
     @classmethod
-    def of_options(cls, option: Callable[[str, Any], Any]) -> TileSize:
-        """The webui's options ``ESRGAN_tile`` and ``ESRGAN_tile_overlap``."""
-        side, overlap = int(option("ESRGAN_tile", 192)), int(option("ESRGAN_tile_overlap", 8))
-        return cls(max(side, 0), min(max(overlap, 0), max(side - 1, 0)))
+    def of_options(cls, option: Callable[[str, Any], Any]) -> Tilings:
+        """The webui's options ``ESRGAN_tile``, ``ESRGAN_tile_overlap`` and those of other kinds."""
+        found = {}
+        for kind, (name, default, summed) in _OPTIONS.items():
+            side = max(int(option(name, default)), 0)
+            overlap = int(option(f"{name}_overlap", OVERLAP_PX))
+            found[kind] = TileSize(side, min(max(overlap, 0), max(side - 1, 0)), summed)
+        return cls(found)
+
+    def of(self, kind: str) -> TileSize:
+        """Kinds without options of their own have ESRGAN's."""
+        return self.kinds.get(kind, self.kinds["ESRGAN"])
 
 
 @dataclass(frozen=True)
@@ -78,3 +107,8 @@ def _lay(onto: Image.Image, piece: Image.Image, left: int, top: int, overlap: in
     onto.paste(piece.crop(edge), (left, top), mask)
     rest = (overlap, 0) if across else (0, overlap)
     onto.paste(piece.crop((*rest, piece.width, piece.height)), (left + rest[0], top + rest[1]))
+
+
+def summed_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where summed tiles begin: at even steps, and the last ends with the side."""
+    return [*range(0, length - tile, tile - overlap), length - tile]

@@ -134,6 +134,10 @@ def _folder_marks(settings: Settings) -> Iterator[tuple[str, int]]:
         folders.hypernetworks,
         folders.controlnets,
         folders.esrgan,
+        folders.dat,
+        folders.hat,
+        folders.scunet,
+        folders.swinir,
     )
     for top in (folder for kind in kinds for folder in kind):
         for place, _, status in catalogues.folders_below(top):

@@ -12,7 +12,7 @@ from sd_cloud.engines.diffusion import pictures
 from sd_cloud.engines.diffusion.catalogue import upscalers
 from sd_cloud.engines.diffusion.scripts.run import Session, encoded, image_of
 from sd_cloud.engines.diffusion.upscale import find_upscaler, upscale
-from sd_cloud.engines.diffusion.upscale_tiles import Tile, TileSize, join, split
+from sd_cloud.engines.diffusion.upscale_tiles import Tile, Tilings, join, split
 from sd_cloud.errors import BadRequest
 from sd_cloud.job import Outcome, Picture
 
@@ -35,7 +35,7 @@ def sd_upscale(session: Session) -> Outcome:
             name,
             scale,
             settings=session.settings,
-            tiles=TileSize.of_options(session.job.option),
+            tilings=Tilings.of_options(session.job.option),
             device=session.device,
             stop=lambda: session.control.verdict != "go",
             field=UPSCALER_FIELD,
@@ -82,7 +82,7 @@ def upscaler_name(session: Session, asked: Any) -> str:
     """An upscaler by name or, as the page sends it, by its place in the list. Raises BadRequest."""
     if isinstance(asked, str):
         return find_upscaler(asked, session.settings, field=UPSCALER_FIELD).name
-    there = upscalers(session.settings.folders.esrgan)
+    there = upscalers(session.settings.folders)
     if isinstance(asked, bool) or not isinstance(asked, int) or not 0 <= asked < len(there):
         names = ", ".join(f"{place}: {one.name}" for place, one in enumerate(there))
         raise BadRequest(f"upscaler: {asked!r:.80} is none of {names}", field=UPSCALER_FIELD)
