@@ -165,6 +165,17 @@ async def test_options_that_an_infotext_tells_count_where_they_differ_from_the_h
     assert refused.status_code == 404 and "1234567890" in refused.json()["detail"]
 
 
+async def test_the_script_extra_options_sets_those_that_the_host_lists(world: Native) -> None:
+    listed = ["CLIP_stop_at_last_layers", "randn_source"]
+    await world.post("options", {"extra_options_txt2img": listed})
+    scripts = {"alwayson_scripts": {"Extra options": {"args": [2, "CPU"]}}}
+    await world.post("txt2img", {**SMALL, **scripts, "override_settings": {"randn_source": "NV"}})
+    options = {"CLIP_stop_at_last_layers": 2, "randn_source": "NV"}
+    assert world.job.payload["override_settings"] == options
+    await world.post("img2img", {**SMALL, **scripts, "init_images": [base64_png()]})
+    assert world.job.payload["override_settings"] == {}
+
+
 async def test_img2img_takes_seeds_sampler_and_options_from_an_infotext_and_no_more(world: Native) -> None:
     infotext = (
         "a dog\nSteps: 7, Seed: 9, Size: 72x80, Seed resize from: 64x96, RNG: CPU, "

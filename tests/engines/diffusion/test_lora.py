@@ -192,8 +192,9 @@ SMALL = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "seed": 7, "s
 JOB = Job(kind="txt2img", payload=SMALL, options={"sd_model_checkpoint": "tiny-a"})
 
 
-def made(worker: Any, prompt: str) -> Any:
-    return worker.run(replace(JOB, payload={**SMALL, "prompt": prompt}), lambda progress: None, Control())
+def made(worker: Any, prompt: str, **options: Any) -> Any:
+    payload = {**SMALL, "prompt": prompt, "override_settings": options}
+    return worker.run(replace(JOB, payload=payload), lambda progress: None, Control())
 
 
 def in_diffusers_names(model: Any, kohya: dict[str, Any]) -> dict[str, Any]:
@@ -319,5 +320,7 @@ def test_an_embedding_inside_a_lora_is_there_while_the_lora_is(worker: Any, data
     carried = made(worker, "a insideword cat<lora:carrier:1>")
     assert decibels(carried.pictures[0].image, wanted.pictures[0].image) > 60
     assert 'TI hashes: "insideword: carrier"' in carried.pictures[0].infotext
+    unnamed = made(worker, "a insideword cat<lora:carrier:1>", lora_bundled_ti_to_infotext=False)
+    assert 'TI hashes: "insideword: "' in unnamed.pictures[0].infotext
     alone = made(worker, "a insideword cat")
     assert decibels(alone.pictures[0].image, wanted.pictures[0].image) < 50

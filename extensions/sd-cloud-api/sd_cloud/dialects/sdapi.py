@@ -20,7 +20,13 @@ from starlette.responses import Response
 from sd_cloud.dialects import sdapi_models as models
 from sd_cloud.dialects.eas import NativeJob
 from sd_cloud.dialects.idempotency import with_pictures
-from sd_cloud.dialects.sdapi_checks import check_upscaler, check_vae, check_values, checked_payload
+from sd_cloud.dialects.sdapi_checks import (
+    EXTRA_OPTIONS,
+    check_upscaler,
+    check_vae,
+    check_values,
+    checked_payload,
+)
 from sd_cloud.dialects.sdapi_errors import NativeRoute, answer
 from sd_cloud.dialects.sdapi_host import Options, add_host_routes
 from sd_cloud.dialects.sdapi_infotext import filled_in
@@ -100,7 +106,7 @@ class _Making:
         payload = {name: defaults.get(name) if value is None else value for name, value in payload.items()}
         catalogue = self._service.catalogue()
         payload = checked_payload(kind, payload, catalogue, limit_pixels=self._settings.fetch.limit_pixels)
-        override = dict(payload["override_settings"] or {})
+        override = {**self._extra_options(kind, payload), **(payload["override_settings"] or {})}
         self._options.check(override, "override_settings")
         checkpoint, vae = override.pop("sd_model_checkpoint", None), override.pop("sd_vae", None)
         check_vae(vae, catalogue, "override_settings.sd_vae")
@@ -112,6 +118,12 @@ class _Making:
         }
         target = Target("webui") if saves else None
         return Job(kind, payload, owner=owner, checkpoint=checkpoint, vae=vae, target=target)
+
+    def _extra_options(self, kind: Kind, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """What the script "extra options" says of the options that ``extra_options_…`` lists."""
+        scripts = {name.lower(): script for name, script in (payload.get("alwayson_scripts") or {}).items()}
+        values = scripts.get(EXTRA_OPTIONS, {}).get("args") or []
+        return dict(zip(self._options.snapshot()[f"extra_options_{kind}"], values, strict=False))
 
     def _made(self, job: Job, sent: dict[str, Any], outcome: Outcome) -> Response:
         """The answer, pictures encoded; runs in a thread."""

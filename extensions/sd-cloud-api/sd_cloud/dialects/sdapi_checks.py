@@ -25,6 +25,7 @@ LATENT_UPSCALE_MODES = (
 )
 #: Always there, and without arguments: its options say what it does.
 HYPERTILE = "Hypertile"
+EXTRA_OPTIONS = "extra options"
 SOFT_INPAINTING = "soft inpainting"
 #: Names for the script that the engine has where the webui has an extension.
 CONTROLNET = "controlnet"
@@ -248,7 +249,7 @@ def always_on(kind: Kind) -> tuple[str, ...]:
     The values of the last ones are the request's own fields, so that over the API they are seldom sent.
     """
     soft = (SOFT_INPAINTING,) if kind == "img2img" else ()
-    return (CONTROLNET, "extra options", HYPERTILE, *soft, "refiner", "sampler", "seed")
+    return (CONTROLNET, EXTRA_OPTIONS, HYPERTILE, *soft, "refiner", "sampler", "seed")
 
 
 def _no_script(title: str, name: str, there: Iterable[str], field: str) -> BadRequest | NotImplementedHere:

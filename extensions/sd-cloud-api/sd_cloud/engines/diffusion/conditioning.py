@@ -194,6 +194,11 @@ class Conditioner:
             self.marks["Emphasis"] = emphasis
         if not self.options.flag("textual_inversion_add_hashes_to_infotext"):
             return
+        with_lora = self.options.flag("lora_bundled_ti_to_infotext")
+
+        def told(one: Embedding) -> str:
+            return "" if one.bundled and not with_lora else one.short_hash
+
         # SD 3's two encoders are one to the webui.
         for _ in range(1 if self.model.layout.family == "sd3" else len(self.model.text)):
             used: dict[str, Embedding] = {}
@@ -203,7 +208,7 @@ class Conditioner:
                         if isinstance(place.embedding, Embedding):
                             used[place.embedding.name] = place.embedding
             hashes = [
-                f"{one.name.replace(':', '').replace(',', '')}: {one.short_hash}"
+                f"{one.name.replace(':', '').replace(',', '')}: {told(one)}"
                 for one in used.values()
                 if one.short_hash
             ]

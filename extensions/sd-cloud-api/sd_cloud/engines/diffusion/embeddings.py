@@ -23,12 +23,16 @@ BUNDLED = "bundle_emb."
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """One textual inversion. ``tensors``: [vectors, width] for each encoder it was trained for."""
+    """One textual inversion. ``tensors``: [vectors, width] for each encoder it was trained for.
+
+    ``bundled``: it came in a LoRA's file, whose name stands for its hash.
+    """
 
     name: str
     tensors: Mapping[str, Tensor]
     short_hash: str
     changed_ns: int
+    bundled: bool = False
 
     @property
     def vectors(self) -> int:
@@ -123,7 +127,7 @@ def bundled_embeddings(tensors: Mapping[str, Tensor], lora: str) -> list[Embeddi
     for name, data in parts.items():
         vectors = _vectors(data)
         if vectors is not None:
-            found.append(Embedding(name, vectors, lora, 0))
+            found.append(Embedding(name, vectors, lora, 0, bundled=True))
     return found
 
 

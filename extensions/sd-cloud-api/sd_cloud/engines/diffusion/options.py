@@ -75,6 +75,7 @@ DEFAULTS: dict[str, Any] = {
     "show_progress_every_n_steps": 10,
     "show_progress_type": "Approx NN",
     "lora_add_hashes_to_infotext": True,
+    "lora_bundled_ti_to_infotext": True,
     "lora_preferred_name": "Alias from file",
     "n_rows": -1,
     "no_dpmpp_sde_batch_determinism": False,
