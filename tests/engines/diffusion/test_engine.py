@@ -452,6 +452,7 @@ def test_a_pickle_of_tensors_is_a_checkpoint_like_any(worker: Any, data_dir: Pat
         ({"override_settings": {"CLIP_stop_at_last_layers": "two"}}, "CLIP_stop", "whole number"),
         ({"prompt": "<lora:tiny-style:much>"}, "prompt", "much"),
         ({"prompt": "<lora:tiny-style:nan>"}, "prompt", "-1000 to 1000"),
+        ({"negative_prompt": "x" * 100_001}, "negative_prompt", "100001 characters; at most 100000"),
         ({"prompt": "<lora:tiny-style:1:1:inf>"}, "prompt", "-1000 to 1000"),
         ({"override_settings": {"eta_noise_seed_delta": 10**30}}, "eta_noise_seed_delta", "2.62"),
         ({"enable_hr": True, "hr_resize_x": 7}, "hr_resize_x", "7x7 pixels"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import pytest
@@ -196,6 +197,37 @@ def test_an_embedding_that_does_not_fit_begins_the_next_chunk() -> None:
     first, second = cut("dog " * 74 + "cat", words={2368: Word(3)})
     assert not first.places
     assert second.places[0].offset == 0
+
+
+def test_what_a_long_prompt_takes_grows_no_faster_than_it() -> None:
+    """None of these ends in the time of a test where each place looks at all that follow it."""
+    many = 60_000
+    assert split_and(" " * many + "a") == [(" " * many + "a", 1.0)]
+    assert split_and("a" + "\n" * many + ":2" + " " * many) == [("a", 2.0)]
+    assert [span.text for span in parse_emphasis("a" + " " * many + "BREAK" + "\n" * many)] == [
+        "a",
+        "BREAK",
+        "",
+    ]
+    assert split_networks("<a:" * many) == ("<a:" * many, ())
+    letters = "".join(random.Random(1).choices("etaoinshrdlu", k=many))
+    assert len(clip_tokenizer().encode(letters)) > many / 8
+
+
+def test_a_word_is_merged_by_rank_and_each_pair_from_left_to_right() -> None:
+    assert clip_tokenizer().encode("aaaaaaaaa") == [23126, 320]
+    assert clip_tokenizer().encode("thethethe 猫猫 rhythmic") == [
+        599,
+        599,
+        518,
+        163,
+        234,
+        104,
+        163,
+        234,
+        360,
+        46386,
+    ]
 
 
 def test_an_embedding_that_no_chunk_can_hold_is_refused_by_its_name() -> None:

@@ -48,27 +48,31 @@ class NetworkCall:
 def split_networks(prompt: str) -> tuple[str, tuple[NetworkCall, ...]]:
     """The prompt without its ``<…>`` calls, and the calls in order."""
     calls = []
-    for kind, arguments in NETWORK.findall(prompt):
+    end = prompt.rfind(">") + 1  # no call begins after it
+    for kind, arguments in NETWORK.findall(prompt[:end]):
         parts = arguments.split(":")
         named = tuple((key, value) for key, _, value in (part.partition("=") for part in parts) if "=" in _)
         positional = tuple(part for part in parts if "=" not in part)
         calls.append(NetworkCall(kind, positional, named))
-    return NETWORK.sub("", prompt), tuple(calls)
+    return NETWORK.sub("", prompt[:end]) + prompt[end:], tuple(calls)
 
 
 # --- AND ----------------------------------------------------------------------------------------
 
 AND = re.compile(r"\bAND\b")
-AND_WEIGHT = re.compile(r"^((?:\s|.)*?)(?:\s*:\s*([-+]?(?:\d+\.?|\d*\.\d+)))?\s*$")
+AND_WEIGHT = re.compile(r"[-+]?(?:\d+\.?|\d*\.\d+)")
 
 
 def split_and(prompt: str) -> list[tuple[str, float]]:
     """The parts between ``AND`` with their weights (1 where none is written)."""
     found = []
     for part in AND.split(prompt):
-        match = AND_WEIGHT.search(part)
-        text, weight = match.groups() if match else (part, None)
-        found.append((text, float(weight) if weight is not None else 1.0))
+        text, colon, weight = part.rpartition(":")
+        weight = weight.strip()
+        if colon and AND_WEIGHT.fullmatch(weight):
+            found.append((text.rstrip(), float(weight)))
+        else:
+            found.append((part.rstrip(), 1.0))
     return found
 
 
@@ -287,7 +291,7 @@ def _at_step(nodes: Sequence[Node], step: int, timeline: Timeline) -> Iterator[s
 # --- emphasis and BREAK -------------------------------------------------------------------------
 
 EMPHASIS = re.compile(r"\\[()\[\]\\]|\\|\(|\[|:\s*([+-]?[.\d]+)\s*\)|\)|\]|[^\\()\[\]:]+|:")
-BREAK = re.compile(r"\s*\bBREAK\b\s*")
+BREAK = re.compile(r"\bBREAK\b")
 
 
 @dataclass
@@ -328,10 +332,11 @@ def parse_emphasis(prompt: str) -> list[Span]:
         elif text == "]" and squares:
             weigh(squares.pop(), SQUARE)
         else:
-            for number, part in enumerate(BREAK.split(text)):
-                if number:
-                    spans.append(Span("BREAK", -1.0, True))
-                spans.append(Span(part))
+            first, *others = BREAK.split(text)
+            spans.append(Span(first.rstrip() if others else first))
+            for number, part in enumerate(others, 1):  # the spaces around a BREAK are its own
+                spans.append(Span("BREAK", -1.0, True))
+                spans.append(Span(part.strip() if number < len(others) else part.lstrip()))
     for start in rounds:
         weigh(start, ROUND)
     for start in squares:

@@ -10,6 +10,9 @@ from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.prompt_grammar import split_networks, without_comments
 from sd_cloud.engines.diffusion.request import Request
 from sd_cloud.engines.diffusion.styles import apply_styles, read_styles
+from sd_cloud.errors import BadRequest
+
+LIMIT_CHARACTERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ def _written(
             comments.append(f"Style not found: {', '.join(unknown)}")
     if options.flag("enable_prompt_comments"):
         prompt, negative = without_comments(prompt), without_comments(negative)
+    for field, text in (("prompt", prompt), ("negative_prompt", negative)):
+        if len(text) > LIMIT_CHARACTERS:
+            raise BadRequest(f"{len(text)} characters; at most {LIMIT_CHARACTERS} are read", field=field)
     for kind, option in (("hypernet", "sd_hypernetwork"), ("lora", "sd_lora")):
         prompt += _added(prompt, kind, options.text(option), options) if request.extra_networks else ""
     return Pair(prompt, negative)

@@ -7,6 +7,7 @@ its ``bpe_simple_vocab_16e6``. OpenCLIP uses the same one and undoes HTML escape
 from __future__ import annotations
 
 import functools
+import heapq
 import html
 from importlib import resources
 from itertools import pairwise
@@ -83,21 +84,29 @@ class ClipTokenizer:
             return [self.ids[word]]
         parts = [self._letters[byte] for byte in word.encode("utf-8")]
         parts[-1] += "</w>"
-        while len(parts) > 1:
-            best = min(pairwise(parts), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
-            if best not in self._ranks:
-                break
-            merged: list[str] = []
-            i = 0
-            while i < len(parts):
-                if i + 1 < len(parts) and (parts[i], parts[i + 1]) == best:
-                    merged.append(parts[i] + parts[i + 1])
-                    i += 2
-                else:
-                    merged.append(parts[i])
-                    i += 1
-            parts = merged
-        return [self.ids[part] for part in parts]
+        # Merged are the pairs in the order of their ranks, each from left to right. A part that went
+        # into the one before it is empty; `before` and `after` lead to the neighbours that are left.
+        last = len(parts)
+        before, after = list(range(-1, last - 1)), list(range(1, last + 1))
+        waiting = [(rank, i) for i, pair in enumerate(pairwise(parts)) if (rank := self._rank(*pair)) >= 0]
+        heapq.heapify(waiting)
+        while waiting:
+            rank, i = heapq.heappop(waiting)
+            j = after[i]
+            if j == last or not parts[i] or self._rank(parts[i], parts[j]) != rank:
+                continue
+            parts[i], parts[j] = parts[i] + parts[j], ""
+            after[i] = after[j]
+            if after[i] < last:
+                before[after[i]] = i
+            for left in (before[i], i):
+                right = after[left] if left >= 0 else last
+                if right < last and (new := self._rank(parts[left], parts[right])) >= 0:
+                    heapq.heappush(waiting, (new, left))
+        return [self.ids[part] for part in parts if part]
+
+    def _rank(self, left: str, right: str) -> int:
+        return self._ranks.get((left, right), -1)
 
 
 @functools.cache
