@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ def _range(number: str, rest: str) -> re.Pattern[str]:
 
 
 _WHOLE, _REAL = r"[+-]?\s*\d+", r"[+-]?\s*\d+(?:.\d*)?"
+LIMIT_VALUES = 1000
 WHOLE_STEPS = _range(_WHOLE, r"(?:\s*\(([+-]\d+)\s*\))?")
 WHOLE_COUNT = _range(_WHOLE, r"(?:\s*\[(\d+)\s*])?")
 REAL_STEPS = _range(_REAL, r"(?:\s*\(([+-]\d+(?:.\d*)?)\s*\))?")
@@ -97,6 +99,7 @@ class Axis:
 
     def _read(self, words: Sequence[str]) -> list[Any]:
         if self.kind is tuple:
+            _not_too_many(math.factorial(min(len(words), 20)), f"the order of {len(words)} parts")
             return list(permutations(words))
         if self.kind is str:
             return list(words)
@@ -118,11 +121,19 @@ def _numbers(word: str, *, whole: bool) -> list[Any]:
         first, last, step = kind(found[1]), kind(found[2]), kind(found[3] or 1)
         if step == 0:
             raise ValueError(f"{word!r} has a step of 0")
+        _not_too_many((last - first) // step + 1, repr(word))
         return list(range(first, last + 1, step)) if whole else np.arange(first, last + step, step).tolist()
     if found := (WHOLE_COUNT if whole else REAL_COUNT).fullmatch(word):
+        _not_too_many(int(found[3] or 1), repr(word))
         spread = np.linspace(kind(found[1]), kind(found[2]), int(found[3] or 1))
         return [kind(one) for one in spread.tolist()]
     return [kind(word)]
+
+
+def _not_too_many(count: float, what: str) -> None:
+    """Raises ValueError before a list of them fills the memory."""
+    if not count <= LIMIT_VALUES:  # also where it is nan
+        raise ValueError(f"{what} makes {count:.0f} values, more than {LIMIT_VALUES}")
 
 
 def fixed(axis: Axis, values: list[Any]) -> list[Any]:
