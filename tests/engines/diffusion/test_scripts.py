@@ -93,6 +93,7 @@ def test_a_job_asks_for_a_script_by_name() -> None:
         ("SD upscale", ["", 64, 17], r"script_args\[2\]", "1: Lanczos"),
         ("SD upscale", ["", 256], r"script_args\[1\]", "not less than"),
         ("Outpainting mk2", ["", 128, 8, ["north"]], r"script_args\[3\]", "left, right"),
+        ("Outpainting mk2", ["", 128, 8, []], r"script_args\[3\]", "grows to no side"),
         ("Poor man's outpainting", [128], r"script_args\[0\]", "not less than"),
         ("Poor man's outpainting", [32, 64], r"script_args\[1\]", "leaves nothing"),
         ("img2img alternative test", ["", "yes"], r"script_args\[1\]", "not true or false"),

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from sd_cloud.engines.diffusion.scripts.forms import SIDES, Side
 from sd_cloud.engines.diffusion.scripts.run import Session, encoded, image_of
+from sd_cloud.errors import BadRequest
 from sd_cloud.job import Outcome, Picture
 
 Floats = NDArray[np.float64]
@@ -54,8 +55,10 @@ def outpainting(session: Session) -> Outcome:
     image = session.source()
     blur = int(values["mask_blur"])
     growths = plan_growths(image.size, int(values["pixels"]), list(values["direction"]), blur)
+    if not growths:
+        raise BadRequest("direction: the picture grows to no side", field="script_args[3]")
     count, batches = session.whole("batch_size", 1), session.whole("n_iter", 1)
-    session.count = max(batches * len(growths), 1)
+    session.count = batches * len(growths)
     made: list[Picture] = []
     for _ in range(batches):
         images = [image.convert("RGB")] * count
