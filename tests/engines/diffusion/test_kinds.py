@@ -126,6 +126,22 @@ def test_the_second_pass_works_with_an_inpainting_checkpoint(worker: Any, data_d
         assert picture(made(worker, replace(one, checkpoint=name))).size == (128, 128)
 
 
+@pytest.mark.parametrize(
+    ("channels", "field", "more"),
+    [
+        (5, "refiner_checkpoint", {"refiner_switch_at": 0.3}),
+        (4, "refiner_checkpoint", {"refiner_switch_at": 0.3}),
+        (4, "hr_checkpoint_name", {"enable_hr": True, "hr_scale": 1, "denoising_strength": 0.6}),
+    ],
+)
+def test_a_checkpoint_that_sees_a_picture_takes_over_only_where_there_is_one(
+    worker: Any, data_dir: Path, channels: int, field: str, more: dict[str, Any]
+) -> None:
+    name = changed(data_dir, f"seeing-{channels}", widen_first_layer(channels))
+    with pytest.raises(BadRequest, match=rf"^{field}: "):
+        made(worker, job(**{field: name}, **more))
+
+
 def test_a_lora_fits_an_inpainting_checkpoint(worker: Any, data_dir: Path) -> None:
     name = changed(data_dir, "blind-inpainting", blind_first_layer)
     one = job(prompt="a cat <lora:tiny-style:1>")

@@ -207,6 +207,14 @@ class Passes:
             state.marks["Refiner switch at"] = refiner.switch_at
             anew = self.models.switch(checkpoint)
             self._goes_on_with(guided.model.latent_channels, "refiner_checkpoint")
+            layout, beside = self.models.current.layout, guided.image_cond
+            needs = 5 if layout.inpainting else 4 if layout.edits else 0
+            if needs and (beside is None or beside.shape[1] != needs):
+                raise BadRequest(
+                    f"{checkpoint.name} goes on only where the pass has a picture beside its latent: "
+                    "with a checkpoint of its kind",
+                    field="refiner_checkpoint",
+                )
             self._prepare_attention()
             encoded = self._encode(second=plan.hires, networks=not anew)
             return Switch(self.models.current, encoded, self._alphas(self.models.current), anew)
@@ -368,6 +376,11 @@ class Passes:
 
     def _second_condition(self, latent: Tensor, pixels: Tensor | None) -> Tensor | None:
         """What an inpainting model sees beside the latent. ``pixels`` in 0..1: the webui shows it those."""
+        if self.models.current.layout.edits:
+            raise BadRequest(
+                "is an InstructPix2Pix checkpoint, which edits a picture: send img2img",
+                field="hr_checkpoint_name",
+            )
         if not self.models.current.layout.inpainting:
             return None
         self.state.inpainting = True
