@@ -451,6 +451,8 @@ def test_a_pickle_of_tensors_is_a_checkpoint_like_any(worker: Any, data_dir: Pat
         ({"sampler_name": "UniPC", "steps": 2}, "steps", "at least 3"),
         ({"override_settings": {"CLIP_stop_at_last_layers": "two"}}, "CLIP_stop", "whole number"),
         ({"prompt": "<lora:tiny-style:much>"}, "prompt", "much"),
+        ({"scheduler": "Karras", "override_settings": {"sigma_max": -1}}, "sigma_max", "at least 0"),
+        ({"scheduler": "Beta", "override_settings": {"beta_dist_beta": 0}}, "beta_dist_beta", "more than 0"),
         ({"prompt": "<lora:tiny-style:nan>"}, "prompt", "-1000 to 1000"),
         ({"negative_prompt": "x" * 100_001}, "negative_prompt", "100001 characters; at most 100000"),
         ({"prompt": "<lora:tiny-style:1:1:inf>"}, "prompt", "-1000 to 1000"),

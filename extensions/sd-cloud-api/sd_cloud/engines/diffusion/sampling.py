@@ -169,6 +169,9 @@ class Sampling:
         old = options.flag("use_old_karras_scheduler_sigmas")
         lowest, highest = (0.1, 10.0) if old else (levels.lowest, levels.highest)
         low, high, rho = (options.number(name) for name in ("sigma_min", "sigma_max", "rho"))
+        for option, sigma in (("sigma_min", low), ("sigma_max", high)):
+            if sigma < 0:
+                raise BadRequest(f"must be at least 0, not {sigma}", field=f"override_settings.{option}")
         if low != 0 and low != levels.lowest:
             lowest = marks["Schedule min sigma"] = low
         if high != 0 and high != levels.highest:
@@ -178,6 +181,10 @@ class Sampling:
             marks["Schedule rho"] = rho
         alpha, beta = options.number("beta_dist_alpha"), options.number("beta_dist_beta")
         if scheduler.name == "beta":
+            for option, value in (("alpha", alpha), ("beta", beta)):
+                if value <= 0:
+                    field = f"override_settings.beta_dist_{option}"
+                    raise BadRequest(f"must be more than 0, not {value}", field=field)
             marks["Beta schedule alpha"], marks["Beta schedule beta"] = alpha, beta
         return Range(
             lowest=lowest,
