@@ -70,7 +70,7 @@ def control_units(payload: Mapping[str, Any]) -> tuple[ControlUnit, ...]:
             continue  # what the oldest clients put before the units: is_img2img, is_ui
         if not isinstance(sent, Mapping):
             raise BadRequest("must be an object with the fields of a ControlNet unit", field=field)
-        if sent.get("enabled", True):
+        if _flag(sent, "enabled", True, field):
             units += _unfolded(sent, field)
     return tuple(replace(unit, number=number) for number, unit in enumerate(units))
 
@@ -89,9 +89,12 @@ def _sent_units(payload: Mapping[str, Any]) -> list[Any]:
 
 
 def unit_remarks(payload: Mapping[str, Any]) -> list[str]:
-    """A sentence for each enabled unit that names what it says and nothing is done with."""
+    """A sentence for each enabled unit that names what it says and nothing is done with, and for each text
+    where a unit belongs."""
     said = []
     for place, sent in enumerate(_sent_units(payload)):
+        if isinstance(sent, str):
+            said.append(f"{WHERE}.args[{place}]: not used: {sent!r:.80} is no unit")
         if not isinstance(sent, Mapping) or not sent.get("enabled", True):
             continue
         foreign = sorted(set(sent) - FIELDS - WITHOUT_EFFECT - set(OLD_NAMES))
@@ -139,6 +142,7 @@ def _unit(
     values: Mapping[str, Any], field: str, image: Image.Image | None, mask: Image.Image | None
 ) -> ControlUnit:
     module = _module(values.get("module"), field)
+    _flag(values, "low_vram", False, field)  # the engine's own flags decide
     start = _number(values, "guidance_start", 0.0, 0.0, 1.0, field)
     end = _number(values, "guidance_end", 1.0, 0.0, 1.0, field)
     if start > end:
@@ -158,11 +162,11 @@ def _unit(
         threshold_b=module.slider_2.settle(_number(values, "threshold_b", -1, None, None, field)),
         guidance_start=start,
         guidance_end=end,
-        pixel_perfect=bool(values.get("pixel_perfect", False)),
+        pixel_perfect=_flag(values, "pixel_perfect", False, field),
         control_mode=_choice(values.get("control_mode", 0), CONTROL_MODES, f"{field}.control_mode"),
         hires=_choice(values.get("hr_option") or 0, HIRES_OPTIONS, f"{field}.hr_option"),
-        crop_to_mask=bool(values.get("inpaint_crop_input_image", True)),
-        save_map=bool(values.get("save_detected_map", True)),
+        crop_to_mask=_flag(values, "inpaint_crop_input_image", True, field),
+        save_map=_flag(values, "save_detected_map", True, field),
         layer_weights=_layer_weights(values.get("advanced_weighting"), field),
         region=None if region is None else _region(region, f"{field}.effective_region_mask"),
         module_sent=_text(values, "module", "none", field),
@@ -260,6 +264,15 @@ def _number(
     if (low is not None and value < low) or (high is not None and value > high):
         raise BadRequest(f"{value} is not from {low:g} to {high:g}", field=f"{field}.{name}")
     return float(value)
+
+
+def _flag(values: Mapping[str, Any], name: str, default: bool, field: str) -> bool:
+    value = values.get(name)
+    if value is None:
+        return default
+    if value not in (True, False):
+        raise BadRequest(f"{value!r:.80} is not true or false", field=f"{field}.{name}")
+    return bool(value)
 
 
 def _whole(value: float) -> float:
