@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from sd_cloud.host.app import build
 from sd_cloud.host.options import OptionsUnreadable
@@ -25,6 +28,35 @@ async def test_it_is_ready_and_alive_once_it_has_begun(tmp_path: Path) -> None:
             "first.safetensors",
             "second.safetensors",
         ]
+
+
+async def test_a_full_disk_under_the_database_is_told_and_the_next_request_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with native(tmp_path) as world:
+        database = world.service.store.database
+        pages = 1  # no more than there are: the same to SQLite as a full disk
+
+        @event.listens_for(database.engine, "checkout")
+        def _(connection: sqlite3.Connection, *_: object) -> None:
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+
+        long = {**SMALL, "prompt": "a cat, " * 10_000}
+        answer = await world.client.post("/sdapi/v1/txt2img", json=long)
+        assert answer.status_code == 503, answer.text
+        assert answer.json()["error"] == "store_unavailable"
+        assert str(world.settings.state_dir) in answer.json()["detail"] and "full" in answer.json()["detail"]
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "_written", lambda work: raised())
+            ready = await world.client.get("/readyz")
+            assert ready.status_code == 503 and "database" in ready.json()["reason"]
+        pages = 1_000_000
+        assert (await world.client.get("/readyz")).status_code == 200
+        assert (await world.client.post("/sdapi/v1/txt2img", json=long)).status_code == 200
+
+
+def raised() -> None:
+    raise OperationalError("", {}, OSError("database or disk is full"))
 
 
 async def test_a_caller_without_a_token_reaches_no_native_route(tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ async def why_not_ready(service: Service) -> str | None:
     """What stands between this service and a picture; None when nothing does."""
     if service.closing:
         return "the service is stopping"
+    if trouble := await service.store.trouble():
+        return trouble
     if not getattr(service.engine, "ready", True):
         trouble = getattr(service.engine, "trouble", None)
         return f"the engine does not start: {trouble}; see the log" if trouble else "the engine is starting"

@@ -174,3 +174,10 @@ class ShuttingDown(ServiceError):
 
     code, http_status, eas_status = "shutting_down", 503, 13
     retry_after_seconds = 5
+
+
+class StoreUnavailable(ServiceError):
+    """The database that holds the tasks can't be read or written just now."""
+
+    code, http_status, eas_status = "store_unavailable", 503, 13
+    retry_after_seconds = 5

@@ -138,6 +138,9 @@ def test_an_ip_adapter_takes_several_images_as_one(mode: str) -> None:
         ({"module": "cany"}, "module", "canny"),
         ({"weight": 3}, "weight", "0 to 2"),
         ({"weight": "much"}, "weight", "number"),
+        ({"pixel_perfect": "x"}, "pixel_perfect", "not true or false"),
+        ({"low_vram": 7}, "low_vram", "not true or false"),
+        ({"enabled": "no"}, "enabled", "not true or false"),
         ({"guidance_start": 0.8, "guidance_end": 0.2}, "guidance_start", "0.2"),
         ({"control_mode": 3}, "control_mode", "Balanced"),
         ({"resize_mode": "Stretch"}, "resize_mode", "Just Resize"),
@@ -209,6 +212,8 @@ def test_what_a_unit_says_and_nothing_is_done_with_is_named() -> None:
     (said,) = unit_remarks({"alwayson_scripts": {"ControlNet": {"args": units}}})
     assert said == "alwayson_scripts.controlnet.args[0]: not used: wieght, loopback"
     assert unit_remarks({}) == []
+    (said,) = unit_remarks({"alwayson_scripts": {"controlnet": {"args": [False, "canny"]}}})
+    assert said == "alwayson_scripts.controlnet.args[1]: not used: 'canny' is no unit"
 
 
 def test_a_union_model_is_listed_under_each_type_it_is_for() -> None:

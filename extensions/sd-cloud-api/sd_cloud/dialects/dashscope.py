@@ -83,6 +83,7 @@ def in_words(error: errors.ServiceError) -> tuple[str, str]:
         (errors.Cancelled, "TaskCanceled"),
         (errors.IdempotencyConflict, "Conflict"),
         (errors.ShuttingDown, "ServiceUnavailable"),
+        (errors.StoreUnavailable, "ServiceUnavailable"),
     )
     return next((code for kind, code in codes if isinstance(error, kind)), "InternalError"), str(error)
 

@@ -26,7 +26,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DataError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from sd_cloud.errors import BadRequest
+from sd_cloud.errors import BadRequest, StoreUnavailable
 from sd_cloud.store.mounts import why_refused
 from sd_cloud.store.presence import PostgresPresence, Presence, SqlitePresence
 
@@ -66,6 +66,8 @@ class Database:
             if self.sqlite and not self.private
             else self._writing
         )
+        #: Why nothing could be written when that was tried last.
+        self.trouble: str | None = None
         self._heard: dict[str, list[tuple[asyncio.AbstractEventLoop, Heard]]] = {}
         self._ears: threading.Thread | None = None
         self._closed = threading.Event()
@@ -78,12 +80,28 @@ class Database:
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in a transaction that may write; what it announced is told afterwards.
 
-        It may be run more than once: see :meth:`write_now`.
+        It may be run more than once: see :meth:`write_now`. Raises StoreUnavailable.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._writing, self.write_now, work)
+        try:
+            result = await asyncio.get_running_loop().run_in_executor(self._writing, self.write_now, work)
+        except OperationalError as error:
+            self.trouble = self._said(error, "written")
+            log.error("%s", self.trouble)
+            raise StoreUnavailable(self.trouble) from error
+        self.trouble = None
+        return result
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._reading, self.read_now, work)
+        """The same for one that does not write. Raises StoreUnavailable."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reading, self.read_now, work)
+        except OperationalError as error:
+            raise StoreUnavailable(self._said(error, "read")) from error
+
+    def _said(self, error: OperationalError, what: str) -> str:
+        folder = Path(str(self.engine.url.database)).parent
+        where = f"in the state dir {folder}" if self.sqlite else "on the server"
+        return f"the service's database {where} can't be {what}: {' '.join(str(error.orig).split())}"
 
     def write_now(self, work: Callable[[Connection], T]) -> T:
         """The same from a thread (the command line, the tests).

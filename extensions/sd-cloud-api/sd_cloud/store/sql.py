@@ -7,6 +7,7 @@ which way a task may go; a task is moved only by an UPDATE that names the state 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from sd_cloud.errors import (
     IdempotencyConflict,
     QueueFull,
     ServiceError,
+    StoreUnavailable,
 )
 from sd_cloud.job import Job, Outcome, Progress
 from sd_cloud.settings import Settings
@@ -365,6 +367,18 @@ class SqlStore:
     async def waiting(self) -> int:
         """How many tasks are pending."""
         return await self.database.read(_count_waiting)
+
+    async def trouble(self) -> str | None:
+        """Why nothing can be written; after a failure it is tried again."""
+        if self.database.trouble is not None:
+            last = select(func.max(tasks.c.number)).scalar_subquery()
+            with contextlib.suppress(StoreUnavailable):  # it says so in the database's trouble
+                await self.database.write(
+                    lambda c: c.execute(
+                        update(tasks).where(tasks.c.number == last).values(ready=tasks.c.ready)
+                    )
+                )
+        return self.database.trouble
 
     async def work(self) -> None:
         """Return when a claim may have become possible since the last call."""
