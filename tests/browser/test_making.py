@@ -86,7 +86,29 @@ def test_only_what_was_painted_over_is_drawn_anew(webui: WebUI) -> None:
 
 
 def _paint_the_right_side(editor: Locator) -> None:
-    """One stroke, a third of the picture wide. The picture is in the middle of the canvas."""
+    """One stroke, a third of the picture wide; again where the editor was not there yet and lost it."""
+    shown = _steady(editor)
+    for _ in range(10):
+        _stroke(editor)
+        if difference(_steady(editor), shown) > 5:
+            return
+    raise AssertionError("the editor takes no stroke")
+
+
+def _steady(editor: Locator) -> Image.Image:
+    """What the editor shows, once it shows a picture and that no longer changes."""
+    before: Image.Image | None = None
+    for _ in range(200):
+        now = Image.open(io.BytesIO(editor.locator("canvas").first.screenshot()))
+        if before is not None and now.size == before.size and is_drawn(now) and difference(now, before) < 0.5:
+            return now
+        before = now
+        editor.page.wait_for_timeout(300)
+    raise AssertionError("the editor shows no picture")
+
+
+def _stroke(editor: Locator) -> None:
+    """From top to bottom. The picture is in the middle of the canvas."""
     box = editor.locator("canvas").first.bounding_box()
     assert box is not None
     mouse = editor.page.mouse
