@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
+from sd_cloud.engines.diffusion.scripts.xyz_axes import AXES
 from sd_cloud.host.i18n import WORDS
 from sd_cloud.host.tab_making_form import mask_of
-from sd_cloud.host.tab_making_scripts import with_scripts
-from tests.dialects.sdapi_world import Native, native
+from sd_cloud.host.tab_making_scripts import choices_of, with_scripts
+from tests.dialects.sdapi_world import FULL, Native, native
 from tests.host.page_world import Browser
 
 SMALL = {
@@ -97,6 +98,14 @@ async def test_a_style_is_written_shown_and_taken_out_again(world: Native) -> No
     assert shown["txt2img_style_prompt"] == "ink, {prompt}"
     shown = await browser.result("txt2img_style_delete", txt2img_style="ink")
     assert shown["txt2img_styles"]["choices"] == [] and await world.get("prompt-styles") == []
+
+
+def test_every_axis_with_a_list_has_one() -> None:
+    listed = {one.label: choices_of(one, FULL, lambda: ["ink"]) for one in AXES if one.listed}
+    assert all(listed.values())
+    assert listed["SGM noise multiplier"] == ["False", "True"] and listed["Styles"] == ["ink"]
+    assert listed["[Hypertile] VAE Max Depth"] == ["0", "1", "2", "3"]
+    assert [choices_of(one, FULL, list) for one in AXES if one.label in ("Steps", "Size")] == [None, None]
 
 
 async def test_an_axis_with_names_is_chosen_from_a_list(world: Native) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sd_cloud.dialects.sdapi_checks import SOFT_INPAINTING
+from sd_cloud.engines.diffusion.scripts import forms
 from sd_cloud.errors import BadRequest
 from sd_cloud.job import Kind
 from sd_cloud.outputs.infotext_parse import parse_infotext
@@ -126,10 +127,7 @@ _OPTIONS: _Fields = {
 _HIRES = ("Hires upscale", "Hires upscaler")
 #: What the webui's API takes where an infotext names no sampler.
 _UNNAMED = "DPM++ 2M"
-_SOFT_INPAINTING = (
-    *("schedule bias", "preservation strength", "transition contrast boost", "mask influence"),
-    *("difference threshold", "difference contrast"),
-)
+_SOFT_INPAINTING = tuple(f"Soft inpainting {one.label.lower()}" for one in forms.SOFT_INPAINTING[1:])
 
 
 def filled_in(
@@ -158,9 +156,9 @@ def filled_in(
     whole["override_settings"] = override
     scripts = sent.get("alwayson_scripts") or {}
     if kind == "img2img" and SOFT_INPAINTING not in map(str.lower, scripts):
-        labels = [f"Soft inpainting {name}" for name in _SOFT_INPAINTING]
-        if said.get("Soft inpainting enabled") == "True" and all(label in said for label in labels):
-            args = [True, *(_read(label, said[label], float) for label in labels)]
+        enabled = said.get("Soft inpainting enabled") == "True"
+        if enabled and all(label in said for label in _SOFT_INPAINTING):
+            args = [True, *(_read(label, said[label], float) for label in _SOFT_INPAINTING)]
             whole["alwayson_scripts"] = {**scripts, SOFT_INPAINTING: {"args": args}}
     return whole
 

@@ -19,6 +19,7 @@ from sd_cloud.dialects.sdapi_checks import (
 )
 from sd_cloud.dialects.sdapi_errors import answer
 from sd_cloud.engines.base import Catalogue, ModelFile, ScriptArgument
+from sd_cloud.engines.diffusion.scripts import forms
 from sd_cloud.engines.diffusion.styles import read_styles
 from sd_cloud.job import Kind
 from sd_cloud.service import Service
@@ -204,15 +205,7 @@ class _Lists:
                 _arg("Resize seed from width", 0, 0, 2048, 8),
                 _arg("Resize seed from height", 0, 0, 2048, 8),
             ],
-            SOFT_INPAINTING: [
-                _arg("Soft inpainting", False),
-                _arg("Schedule bias", 1, 0, 8, 0.1),
-                _arg("Preservation strength", 0.5, 0, 8, 0.05),
-                _arg("Transition contrast boost", 4, 1, 32, 0.5),
-                _arg("Mask influence", 0, 0, 1, 0.05),
-                _arg("Difference threshold", 0.5, 0, 8, 0.25),
-                _arg("Difference contrast", 2, 0, 8, 0.25),
-            ],
+            SOFT_INPAINTING: [_script_arg(one) for one in forms.SOFT_INPAINTING],
         }
         args |= {
             one.name: [_script_arg(argument) for argument in one.arguments[kind]]

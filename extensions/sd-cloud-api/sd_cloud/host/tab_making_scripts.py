@@ -11,24 +11,16 @@ from gradio.components import Component
 
 from sd_cloud.dialects.sdapi_checks import LATENT_UPSCALE_MODES, SOFT_INPAINTING
 from sd_cloud.engines.base import Catalogue, ScriptArgument, ScriptInfo
+from sd_cloud.engines.diffusion.scripts import forms
 from sd_cloud.engines.diffusion.scripts.xyz_axes import AXES, Axis
 from sd_cloud.host.i18n import label_of, word
-from sd_cloud.host.page import SIDE_BY_SIDE, Page
+from sd_cloud.host.page import Page
 from sd_cloud.job import Kind
 
 #: Form fields of scripts begin with these: what follows is the script's title and the argument's place.
 SCRIPT, SOFT = "script.", "soft_inpainting."
 CHOSEN = f"{SCRIPT}title"
 NONE = "None"
-#: Label, value, least, most and step of what soft inpainting takes after its switch.
-SOFT_SLIDERS = (
-    ("Schedule bias", 1, 0, 8, 0.1),
-    ("Preservation strength", 0.5, 0, 8, 0.05),
-    ("Transition contrast boost", 4, 1, 32, 0.5),
-    ("Mask influence", 0, 0, 1, 0.05),
-    ("Difference threshold", 0.5, 0, 8, 0.25),
-    ("Difference contrast", 2, 0, 8, 0.25),
-)
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -101,32 +93,29 @@ def _keep_axis(
 
 def choices_of(axis: Axis, there: Catalogue, styles: Callable[[], list[str]]) -> list[str] | None:
     """What an axis of an X/Y/Z plot can be given by name, in the webui's order; None where it has no list."""
-    if not axis.listed:
-        return None
+    if not axis.listed or axis.choices:
+        return list(axis.choices) or None
     checkpoints = sorted((one.title for one in there.checkpoints), key=str.casefold)
-    upscalers = [*LATENT_UPSCALE_MODES, *(one.name for one in there.upscalers)]
-    found = {
-        "Sampler": [one.name for one in there.samplers],
-        "Hires sampler": [one.name for one in there.samplers],
+    samplers = [one.name for one in there.samplers]
+    return {
+        "Sampler": samplers,
+        "Hires sampler": samplers,
         "Checkpoint name": checkpoints,
         "Refiner checkpoint": [NONE, *checkpoints],
         "Schedule type": [one.label for one in there.schedulers],
-        "Hires upscaler": upscalers,
+        "Hires upscaler": [*LATENT_UPSCALE_MODES, *(one.name for one in there.upscalers)],
         "VAE": ["Automatic", NONE, *(one.name for one in there.vaes)],
-        "RNG source": ["GPU", "CPU", "NV"],
-        "FP8 mode": ["Disable", "Enable for SDXL", "Enable"],
-    }
-    return styles() if axis.label == "Styles" else found.get(axis.label, ["False", "True"])
+        "Styles": styles(),
+    }[axis.label]
 
 
 def soft_inpainting_fields(fields: dict[str, Component]) -> None:
-    fields[f"{SOFT}0"] = gr.Checkbox(False, label=label_of("Soft inpainting"), elem_id="soft_inpainting")
-    with gr.Row(visible=False) as sliders:
-        for place, (label, value, low, high, step) in enumerate(SOFT_SLIDERS, start=1):
-            fields[f"{SOFT}{place}"] = gr.Slider(
-                low, high, value, step=step, label=label_of(label), min_width=SIDE_BY_SIDE
-            )
-    fields[f"{SOFT}0"].change(lambda on: gr.Row(visible=on), fields[f"{SOFT}0"], sliders, **QUIET)
+    switch, *numbers = forms.SOFT_INPAINTING
+    enabled = fields[f"{SOFT}0"] = _component(switch, "img2img", SOFT_INPAINTING)
+    with gr.Column(visible=False) as sliders:
+        for place, one in enumerate(numbers, start=1):
+            fields[f"{SOFT}{place}"] = _component(one, "img2img", SOFT_INPAINTING)
+    enabled.change(lambda on: gr.Column(visible=on), enabled, sliders, **QUIET)
 
 
 def with_scripts(body: Mapping[str, Any]) -> dict[str, Any]:

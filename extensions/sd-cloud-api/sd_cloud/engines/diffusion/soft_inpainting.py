@@ -19,19 +19,13 @@ from sd_cloud.engines.diffusion.guidance import Mask
 from sd_cloud.engines.diffusion.img2img import Prepared
 from sd_cloud.engines.diffusion.options import Options
 from sd_cloud.engines.diffusion.request import Request, Source
+from sd_cloud.engines.diffusion.scripts.forms import SOFT_INPAINTING
 from sd_cloud.errors import BadRequest
 
 SCRIPT = "soft inpainting"
 FIELD = f"alwayson_scripts.{SCRIPT}.args"
-LABELS = (
-    "schedule bias",
-    "preservation strength",
-    "transition contrast boost",
-    "mask influence",
-    "difference threshold",
-    "difference contrast",
-)
-RANGES = ((0, 8), (0, 8), (1, 32), (0, 1), (0, 8), (0, 8))
+NUMBERS = SOFT_INPAINTING[1:]
+LABELS = tuple(one.label.lower() for one in NUMBERS)
 EDGE_BLUR_PX = 4
 
 Floats = NDArray[np.float32]
@@ -64,7 +58,8 @@ def soft_inpainting_of(payload: Mapping[str, Any]) -> SoftInpainting | None:
         raise BadRequest(f"expected a list of enabled, {', '.join(LABELS)}", field=FIELD)
     if not args[0]:
         return None
-    for place, (name, value, (low, high)) in enumerate(zip(LABELS, args[1:], RANGES, strict=False), 1):
+    for place, (name, value, one) in enumerate(zip(LABELS, args[1:], NUMBERS, strict=False), 1):
+        low, high = one.low or 0, one.high or 0
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise BadRequest(
                 f"{name}: {value!r:.80} is no number from {low} to {high}", field=f"{FIELD}[{place}]"

@@ -1,6 +1,6 @@
 """The scripts and their arguments, as ``/sdapi/v1/script-info`` and the page show them. Never imports torch.
 
-Labels, steps and defaults: ``scripts/*.py`` of webui 1.10.1.
+Labels, steps and defaults: ``scripts/*.py`` and ``extensions-builtin/soft-inpainting`` of webui 1.10.1.
 """
 
 from __future__ import annotations
@@ -188,6 +188,17 @@ XYZ_PLOT = Form(
     ),
     BOTH,
 )
+
+SOFT_INPAINTING = (
+    _flag("enabled", "Soft inpainting"),
+    _number("power", "Schedule bias", 1, 0, 8, 0.1),
+    _number("scale", "Preservation strength", 0.5, 0, 8, 0.05),
+    _number("detail", "Transition contrast boost", 4, 1, 32, 0.5),
+    _number("mask_inf", "Mask influence", 0, 0, 1, 0.05),
+    _number("dif_thresh", "Difference threshold", 0.5, 0, 8, 0.25),
+    _number("dif_contr", "Difference contrast", 2, 0, 8, 0.25),
+)
+"""The arguments of the always-visible script of that name."""
 
 FORMS = (
     *(IMG2IMG_ALTERNATIVE, LOOPBACK, OUTPAINTING, POOR_OUTPAINTING),

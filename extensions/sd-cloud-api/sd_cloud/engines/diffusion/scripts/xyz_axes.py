@@ -56,7 +56,8 @@ def _short(value: Any) -> Any:
 @dataclass(frozen=True)
 class Axis:
     """``kind``: int, float or str, or tuple for all orders of the values. ``cost``: the axis whose values
-    cost most to change is the outermost loop. ``listed``: the webui's page has a list to choose from.
+    cost most to change is the outermost loop. ``listed``: the webui's page has a list to choose from,
+    which is ``choices`` where it depends on nothing installed.
     ``limits``: the least and the greatest value."""
 
     label: str
@@ -66,6 +67,7 @@ class Axis:
     kinds: tuple[Kind, ...] = field(default=BOTH)
     cost: float = 0.0
     listed: bool = False
+    choices: tuple[str, ...] = ()
     limits: tuple[int, int] | None = None
 
     def values(self, written: Any, chosen: Any, where: str, *, as_csv: bool) -> tuple[list[Any], str]:
@@ -242,6 +244,16 @@ def _empty(axis: Axis, value: Any) -> str:
 
 _TXT2IMG: tuple[Kind, ...] = ("txt2img",)
 _IMG2IMG: tuple[Kind, ...] = ("img2img",)
+FP8_MODES = ("Disable", "Enable for SDXL", "Enable")
+
+
+def _yes_or_no(label: str, option: str) -> Axis:
+    return Axis(label, str, _switch(option), listed=True, choices=("False", "True"))
+
+
+def _depth(label: str, option: str) -> Axis:
+    return Axis(label, int, _option(option), listed=True, choices=("0", "1", "2", "3"), limits=(0, 3))
+
 
 AXES = (
     Axis("Nothing", str, _nothing, _empty),
@@ -282,23 +294,21 @@ AXES = (
     Axis("Face restore", str, _faces, _plain),
     Axis("Token merging ratio", float, _option("token_merging_ratio")),
     Axis("Token merging ratio high-res", float, _option("token_merging_ratio_hr")),
-    Axis("Always discard next-to-last sigma", str, _switch("always_discard_next_to_last_sigma"), listed=True),
-    Axis("SGM noise multiplier", str, _switch("sgm_noise_multiplier"), listed=True),
+    _yes_or_no("Always discard next-to-last sigma", "always_discard_next_to_last_sigma"),
+    _yes_or_no("SGM noise multiplier", "sgm_noise_multiplier"),
     Axis("Refiner checkpoint", str, _field("refiner_checkpoint"), _name, cost=1.0, listed=True),
     Axis("Refiner switch at", float, _field("refiner_switch_at")),
-    Axis("RNG source", str, _option("randn_source"), listed=True),
-    Axis("FP8 mode", str, _option("fp8_storage"), cost=0.9, listed=True),
+    Axis("RNG source", str, _option("randn_source"), listed=True, choices=("GPU", "CPU", "NV")),
+    Axis("FP8 mode", str, _option("fp8_storage"), cost=0.9, listed=True, choices=FP8_MODES),
     Axis("Size", str, _size),
     # Those that the webui's built-in extension adds.
-    Axis("[Hypertile] Unet First pass Enabled", str, _switch("hypertile_enable_unet"), listed=True),
-    Axis(
-        "[Hypertile] Unet Second pass Enabled", str, _switch("hypertile_enable_unet_secondpass"), listed=True
-    ),
-    Axis("[Hypertile] Unet Max Depth", int, _option("hypertile_max_depth_unet"), listed=True, limits=(0, 3)),
+    _yes_or_no("[Hypertile] Unet First pass Enabled", "hypertile_enable_unet"),
+    _yes_or_no("[Hypertile] Unet Second pass Enabled", "hypertile_enable_unet_secondpass"),
+    _depth("[Hypertile] Unet Max Depth", "hypertile_max_depth_unet"),
     Axis("[Hypertile] Unet Max Tile Size", int, _option("hypertile_max_tile_unet"), limits=(0, 512)),
     Axis("[Hypertile] Unet Swap Size", int, _option("hypertile_swap_size_unet"), limits=(0, 64)),
-    Axis("[Hypertile] VAE Enabled", str, _switch("hypertile_enable_vae"), listed=True),
-    Axis("[Hypertile] VAE Max Depth", int, _option("hypertile_max_depth_vae"), listed=True, limits=(0, 3)),
+    _yes_or_no("[Hypertile] VAE Enabled", "hypertile_enable_vae"),
+    _depth("[Hypertile] VAE Max Depth", "hypertile_max_depth_vae"),
     Axis("[Hypertile] VAE Max Tile Size", int, _option("hypertile_max_tile_vae"), limits=(0, 512)),
     Axis("[Hypertile] VAE Swap Size", int, _option("hypertile_swap_size_vae"), limits=(0, 64)),
 )
